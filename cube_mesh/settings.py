@@ -1,0 +1,200 @@
+"""The node's settings: frozen structs, at the bottom of the map so that every room can take its own.
+
+``config.py`` fills them from flags, environment, TOML and these defaults, in that order. Each field's comment is its
+documentation (docs/settings.md is made from it). Quantities carry their unit. Paths are relative to the file that names
+them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every section: unknown keys are errors."""
+
+
+class Listen(Section):
+    host: str = "127.0.0.1"  # address to accept on; a plain listener starts only on loopback
+    port: int = 0  # 0 = the role's default: 8900 proxy, 8901 agent
+    path_prefix: str = ""  # stripped before the tenant segment, for example "/proxy"
+    backlog: int = 1024
+    unsafe_plain_non_loopback: bool = False  # accept plaintext from other machines (behind a TLS-terminating peer)
+
+
+class Limits(Section):
+    max_head_bytes: int = 32_768  # request or response head
+    max_fields: int = 100
+    max_json_body: int = 4_194_304  # JSON bodies that are read whole; larger = 413
+    max_body_bytes: int = 1_073_741_824  # any other request body
+    max_connections: int = 10_000
+    write_high_water: int = 262_144  # pause the producer above this many unsent bytes
+    write_low_water: int = 65_536
+
+
+class Timeouts(Section):
+    head_s: float = 10.0  # first byte of a request to the end of its head
+    body_s: float = 60.0  # end of the head to the end of a body that is read whole
+    idle_s: float = 120.0  # keep-alive between requests; longer than a peer's pool idle time
+    connect_s: float = 15.0  # upstream connect, TLS and attestation together
+    first_byte_s: float = 300.0  # request sent to response head
+    stream_gap_s: float = 120.0  # between two pieces of a response body
+    drain_s: float = 30.0  # SIGTERM to exit
+
+
+class Pool(Section):
+    max_idle_per_host: int = 100
+    idle_timeout_s: float = 90.0
+    max_connections_per_host: int = 1_000
+
+
+class BackendTls(Section):
+    """TLS from the agent (or the proxy, for an unattested target) to a backend; used when the URL is https."""
+
+    ca_file: str = ""  # empty: the system's
+    server_name: str = ""  # empty: the URL's host
+    cert_file: str = ""
+    key_file: str = ""
+
+
+class Upstream(Section):
+    """One target. ``attested`` targets need ``node_id`` (or ``node_group``) and ``policy``; others must be loopback or TLS."""
+
+    name: str
+    url: str  # http://host:port, https://host:port, or atls://host:port for an attested agent
+    node_id: str = ""  # spiffe://<trust-domain>/agent/<id> expected at the other end
+    policy: str = ""  # evidence policy file; empty with atls = start-up error
+    mode: Literal["quote", "cert"] = "quote"
+    server_name: str = ""  # SNI; empty: the URL's host
+    api_key_file: str = ""  # sent as "Authorization: Bearer"; the backend's own key
+    api_key: str = ""  # same, from the environment
+    unsafe_plain_non_loopback: bool = False
+    tls: BackendTls = BackendTls()
+    pool: Pool = Pool()
+
+
+class RouteMatch(Section):
+    path: str = ""  # exact, after the domain is stripped
+    path_prefix: str = ""  # by whole segments
+    path_regex: str = ""  # RE2, anchored at both ends
+    methods: tuple[str, ...] = ()
+    headers: dict[str, str] = {}  # lower-case name -> exact value
+    domains: tuple[str, ...] = ()  # domain ids; empty = all
+
+
+class RouteRule(Section):
+    name: str
+    upstream: str
+    priority: int = 0  # higher first, then by name
+    match: RouteMatch = RouteMatch()
+
+
+class Member(Section):
+    subject: str
+    role: str
+
+
+class Domain(Section):
+    id: str  # canonical UUID
+    name: str = ""
+    members: tuple[Member, ...] = ()
+    capture_content: bool = False  # reserved: a tenant's opt-in; nothing reads content without it
+
+
+class ApiKey(Section):
+    id: str
+    hash: str  # sha256:<hex> of the whole key; `cube-mesh admin key` makes both
+    subject: str
+    domain: str
+    expires: str = ""  # RFC 3339; empty = never
+
+
+class JwtIssuer(Section):
+    issuer: str
+    audience: str
+    algorithms: tuple[str, ...]
+    jwks_file: str = ""
+    jwks_url: str = ""
+    key_file: str = ""  # PEM public key (RS/ES/EdDSA) or raw secret (HS)
+    leeway_s: float = 30.0
+    jwks_refresh_s: float = 300.0
+    required_typ: str = ""  # claim "type" that must be present with this value: tokens for other uses do not log in
+
+
+class Identity(Section):
+    domains: tuple[Domain, ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
+    jwt: tuple[JwtIssuer, ...] = ()
+    cache_entries: int = 10_000
+    cache_ttl_s: float = 30.0
+
+
+class Authz(Section):
+    endpoints_file: str = ""  # empty: the built-in policies/authz/endpoints.toml
+
+
+class Audit(Section):
+    path: str = "var/audit.jsonl"
+    durability: Literal["write"] = "write"
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
+    requests: bool = True
+
+
+class Tracing(Section):
+    otlp_endpoint: str = ""  # http://host:4318/v1/traces; empty = off
+    sample_ratio: float = 1.0  # of traces that arrive without a decision; failed requests always
+    service_name: str = ""
+
+
+class Metrics(Section):
+    host: str = "127.0.0.1"
+    port: int = 0  # 0 = role default: 8910 proxy, 8911 agent; -1 = off
+
+
+class Mesh(Section):
+    """This node's place in the mesh: identity, CA, and who may call it."""
+
+    trust_domain: str = "cube"
+    node_id: str = ""  # id part of spiffe://<trust-domain>/<role>/<id>
+    ca_file: str = ""  # mesh CA bundle
+    cert_file: str = ""  # a proxy's leaf, from `cube-mesh ca issue`
+    key_file: str = ""
+    allowed_proxies: tuple[str, ...] = ()  # agent: full SPIFFE ids; empty = start-up error
+
+
+class Attestation(Section):
+    attester: Literal["", "none", "vtpm", "simulated-sev-snp"] = ""  # agent must choose; a proxy says "none"
+    tcti: str = "device:/dev/tpmrm0"  # TPM access for "vtpm"; swtpm:path=... in development
+    pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    ak_handle: str = ""  # persistent AK; empty: an AK is created at start
+    ak_context_file: str = ""  # keeps an AK over restarts, wrapped by the TPM, so that a policy can pin it
+    ak_cert_file: str = ""
+    simulated_seed_file: str = ""  # simulated-sev-snp: the test root and chip, shared with the policy's maker
+    interval_s: float = 600.0  # re-attest
+    max_age_s: float = 3600.0  # hard age of an attested connection
+    leaf_lifetime_s: float = 3600.0
+    handshake_timeout_s: float = 15.0
+    max_concurrent_quotes: int = 1
+
+
+class Settings(Section):
+    unsafe_allow_simulated: bool = False  # development only: simulated evidence passes, loopback only, marked everywhere
+    listen: Listen = Listen()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    upstreams: tuple[Upstream, ...] = ()
+    routes: tuple[RouteRule, ...] = ()
+    identity: Identity = Identity()
+    authz: Authz = Authz()
+    audit: Audit = Audit()
+    log: Log = Log()
+    tracing: Tracing = Tracing()
+    metrics: Metrics = Metrics()
+    mesh: Mesh = Mesh()
+    attestation: Attestation = Attestation()
