@@ -74,3 +74,13 @@ class DependencyError(CubeMeshError):
 
 class InternalError(CubeMeshError):
     """Our own fault: 500. The client learns nothing but the request id."""
+
+
+class FramingError(Exception):
+    """Bytes that are not strict HTTP/1.1 or strict JSON. Neutral about fault: the side that reads turns it into a
+    PeerError (a client sent it, ``status`` is the answer) or a DependencyError (an upstream sent it, 502).
+    """
+
+    def __init__(self, code: str, message: str, status: int = 400) -> None:
+        super().__init__(code)
+        self.code, self.message, self.status = code, message, status

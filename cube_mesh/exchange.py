@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cube_mesh._fastpath import RequestHead
     from cube_mesh.errors import CubeMeshError
-    from cube_mesh.ports import ChannelAttestation, Endpoint, Grant, Principal, Route
+    from cube_mesh.ports import ChannelAttestation, Endpoint, Grant, Principal, Route, Target
 
 
 class Exchange:
     __slots__ = (
-        "head", "method", "path", "domain_id", "upstream_target", "client_ip", "client_tls_version",
+        "head", "method", "path", "domain_id", "upstream_target", "client_ip", "client_tls_version", "peer_id",
         "request_id", "trace_id", "span_id", "parent_span_id", "sampled", "tracestate",
-        "principal", "grant", "endpoint", "route", "upstream",
+        "principal", "grant", "endpoint", "route", "target", "upstream",
         "model", "stream", "max_tokens", "temperature",
         "request_size", "response_size", "status", "upstream_status", "error", "outcome", "streamed",
         "input_tokens", "output_tokens", "attestation",
@@ -34,6 +34,7 @@ class Exchange:
         self.path: str = head.path  # request-target up to "?", as received, percent-encoding kept
         self.client_ip = client_ip
         self.client_tls_version = ""
+        self.peer_id = ""  # SPIFFE id of the other end of a mutual TLS channel
         self.domain_id = ""  # canonical UUID, set by the tenant stage
         self.upstream_target = b""  # request-target to send on: domain stripped, query kept
         self.request_id = ""
@@ -46,6 +47,7 @@ class Exchange:
         self.grant: Grant | None = None
         self.endpoint: Endpoint | None = None
         self.route: Route | None = None
+        self.target: Target | None = None  # set by the forward stage: where and how to send
         self.upstream = ""  # host:port that was used
         self.model: str | None = None
         self.stream = False  # asked for by the client ("stream": true)

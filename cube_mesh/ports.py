@@ -16,6 +16,7 @@ import msgspec
 if TYPE_CHECKING:
     from cube_mesh.exchange import Exchange
     from cube_mesh.message import Response
+    from cube_mesh.upstream import UpstreamConnection
 
 __all__ = [
     "Authenticator",
@@ -30,6 +31,7 @@ __all__ = [
     "Principal",
     "Route",
     "RouteSource",
+    "Target",
     "Transport",
     "Verdict",
 ]
@@ -150,6 +152,16 @@ class RouteSource(Protocol):
     """The current route table; ``match`` gives the first rule that fits, by priority, or None."""
 
     def match(self, exchange: Exchange) -> Route | None: ...
+
+
+class Target(Protocol):
+    """One upstream as the forward stage hands it to the connection: its pool and the fields of its hop."""
+
+    name: str
+
+    def acquire(self) -> UpstreamConnection | Awaitable[UpstreamConnection]: ...
+
+    def head(self, exchange: Exchange, length: int, data: bytes = b"", pos: int = 0, end: int = 0) -> bytes: ...
 
 
 class Transport(Protocol):
