@@ -16,7 +16,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of every section: unknown keys are errors."""
 
 
-class Listen(Section):
+class Listen(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"  # address to accept on; a plain listener starts only on loopback
     port: int = 0  # 0 = the role's default: 8900 proxy, 8901 agent
     path_prefix: str = ""  # stripped before the tenant segment, for example "/proxy"
@@ -24,7 +24,7 @@ class Listen(Section):
     unsafe_plain_non_loopback: bool = False  # accept plaintext from other machines (behind a TLS-terminating peer)
 
 
-class Limits(Section):
+class Limits(Section, frozen=True, kw_only=True):
     max_head_bytes: int = 32_768  # request or response head
     max_fields: int = 100
     max_json_body: int = 4_194_304  # JSON bodies that are read whole; larger = 413
@@ -34,7 +34,7 @@ class Limits(Section):
     write_low_water: int = 65_536
 
 
-class Timeouts(Section):
+class Timeouts(Section, frozen=True, kw_only=True):
     head_s: float = 10.0  # first byte of a request to the end of its head
     body_s: float = 60.0  # end of the head to the end of a body that is read whole
     idle_s: float = 120.0  # keep-alive between requests; longer than a peer's pool idle time
@@ -44,13 +44,13 @@ class Timeouts(Section):
     drain_s: float = 30.0  # SIGTERM to exit
 
 
-class Pool(Section):
+class Pool(Section, frozen=True, kw_only=True):
     max_idle_per_host: int = 100
     idle_timeout_s: float = 90.0
     max_connections_per_host: int = 1_000
 
 
-class BackendTls(Section):
+class BackendTls(Section, frozen=True, kw_only=True):
     """TLS from the agent (or the proxy, for an unattested target) to a backend; used when the URL is https."""
 
     ca_file: str = ""  # empty: the system's
@@ -59,7 +59,7 @@ class BackendTls(Section):
     key_file: str = ""
 
 
-class Upstream(Section):
+class Upstream(Section, frozen=True, kw_only=True):
     """One target. ``attested`` targets need ``node_id`` (or ``node_group``) and ``policy``; others must be loopback or TLS."""
 
     name: str
@@ -75,7 +75,7 @@ class Upstream(Section):
     pool: Pool = Pool()
 
 
-class RouteMatch(Section):
+class RouteMatch(Section, frozen=True, kw_only=True):
     path: str = ""  # exact, after the domain is stripped
     path_prefix: str = ""  # by whole segments
     path_regex: str = ""  # RE2, anchored at both ends
@@ -84,26 +84,26 @@ class RouteMatch(Section):
     domains: tuple[str, ...] = ()  # domain ids; empty = all
 
 
-class RouteRule(Section):
+class RouteRule(Section, frozen=True, kw_only=True):
     name: str
     upstream: str
     priority: int = 0  # higher first, then by name
     match: RouteMatch = RouteMatch()
 
 
-class Member(Section):
+class Member(Section, frozen=True, kw_only=True):
     subject: str
     role: str
 
 
-class Domain(Section):
+class Domain(Section, frozen=True, kw_only=True):
     id: str  # canonical UUID
     name: str = ""
     members: tuple[Member, ...] = ()
     capture_content: bool = False  # reserved: a tenant's opt-in; nothing reads content without it
 
 
-class ApiKey(Section):
+class ApiKey(Section, frozen=True, kw_only=True):
     id: str
     hash: str  # sha256:<hex> of the whole key; `cube-mesh admin key` makes both
     subject: str
@@ -111,7 +111,7 @@ class ApiKey(Section):
     expires: str = ""  # RFC 3339; empty = never
 
 
-class JwtIssuer(Section):
+class JwtIssuer(Section, frozen=True, kw_only=True):
     issuer: str
     audience: str
     algorithms: tuple[str, ...]
@@ -123,7 +123,7 @@ class JwtIssuer(Section):
     required_typ: str = ""  # claim "type" that must be present with this value: tokens for other uses do not log in
 
 
-class Identity(Section):
+class Identity(Section, frozen=True, kw_only=True):
     domains: tuple[Domain, ...] = ()
     api_keys: tuple[ApiKey, ...] = ()
     jwt: tuple[JwtIssuer, ...] = ()
@@ -131,33 +131,33 @@ class Identity(Section):
     cache_ttl_s: float = 30.0
 
 
-class Authz(Section):
+class Authz(Section, frozen=True, kw_only=True):
     endpoints_file: str = ""  # empty: the built-in policies/authz/endpoints.toml
 
 
-class Audit(Section):
+class Audit(Section, frozen=True, kw_only=True):
     path: str = "var/audit.jsonl"
     durability: Literal["write"] = "write"
 
 
-class Log(Section):
+class Log(Section, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
     requests: bool = True
 
 
-class Tracing(Section):
+class Tracing(Section, frozen=True, kw_only=True):
     otlp_endpoint: str = ""  # http://host:4318/v1/traces; empty = off
     sample_ratio: float = 1.0  # of traces that arrive without a decision; failed requests always
     service_name: str = ""
 
 
-class Metrics(Section):
+class Metrics(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 0  # 0 = role default: 8910 proxy, 8911 agent; -1 = off
 
 
-class Mesh(Section):
+class Mesh(Section, frozen=True, kw_only=True):
     """This node's place in the mesh: identity, CA, and who may call it."""
 
     trust_domain: str = "cube"
@@ -168,7 +168,7 @@ class Mesh(Section):
     allowed_proxies: tuple[str, ...] = ()  # agent: full SPIFFE ids; empty = start-up error
 
 
-class Attestation(Section):
+class Attestation(Section, frozen=True, kw_only=True):
     attester: Literal["", "none", "vtpm", "simulated-sev-snp"] = ""  # agent must choose; a proxy says "none"
     tcti: str = "device:/dev/tpmrm0"  # TPM access for "vtpm"; swtpm:path=... in development
     pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
@@ -183,7 +183,7 @@ class Attestation(Section):
     max_concurrent_quotes: int = 1
 
 
-class Settings(Section):
+class Settings(Section, frozen=True, kw_only=True):
     unsafe_allow_simulated: bool = False  # development only: simulated evidence passes, loopback only, marked everywhere
     listen: Listen = Listen()
     limits: Limits = Limits()

@@ -1,0 +1,108 @@
+"""What we read of bodies: a few members of a JSON request, and the token usage at the end of a response. Nothing else is
+looked at, and nothing here is kept or logged.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from cube_mesh._fastpath import scan_members, value_end
+from cube_mesh.errors import PeerError
+from cube_mesh.exchange import Exchange
+
+T = TypeVar("T")
+
+_WANTED = {
+    b"model": "model",
+    b"stream": "stream",
+    b"max_tokens": "max_tokens",
+    b"max_completion_tokens": "max_completion_tokens",
+    b"temperature": "temperature",
+}
+_MAX_MODEL = 256
+_KEEP = 8_192  # bytes of a response's end in which usage is looked for
+_INVALID = "The request body is invalid."
+
+
+def read_members(exchange: Exchange, data: bytes, pos: int, end: int) -> None:
+    """Scan the request body once and note on the exchange what routing, limits and audit need.
+
+    Raises FramingError for bytes that parsers could read differently, PeerError for a member of the wrong type.
+    """
+    found = scan_members(data, pos, end, _WANTED)
+    if not found:
+        return
+    raw = found.get("model")
+    if raw is not None:
+        model = _decode(raw, str, "model")
+        if len(model) > _MAX_MODEL:
+            raise PeerError("invalid_member", _INVALID, param="model")
+        exchange.model = model
+    raw = found.get("stream")
+    if raw is not None and raw != b"null":
+        exchange.stream = _decode(raw, bool, "stream")
+    for name in ("max_tokens", "max_completion_tokens"):
+        raw = found.get(name)
+        if raw is not None and raw != b"null":
+            exchange.max_tokens = _decode(raw, int, name)
+    raw = found.get("temperature")
+    if raw is not None and raw != b"null":
+        exchange.temperature = _decode(raw, float, "temperature")
+
+
+def _decode(raw: bytes, kind: type[T], name: str) -> T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError:
+        raise PeerError("invalid_member", _INVALID, param=name) from None
+
+
+class _Usage(msgspec.Struct):
+    """OpenAI's chat and completions names, and those of its Responses API."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+_decode_usage = msgspec.json.Decoder(_Usage).decode
+
+
+class UsageTail:
+    """The last kilobytes of a response, and the token usage that the backend reported in them.
+
+    Inside a JSON string every quote is escaped, so ``"usage"`` is a member name wherever it stands in the raw bytes; the last
+    one counts, which is where OpenAI's responses and the last event of its streams carry it.
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def add(self, payload: bytes) -> None:
+        kept = self._kept
+        kept += payload if len(payload) <= _KEEP else payload[-_KEEP:]
+        if len(kept) > 2 * _KEEP:
+            del kept[:-_KEEP]
+
+    def tokens(self) -> tuple[int | None, int | None]:
+        """(input, output) as reported; None where the backend did not say."""
+        data = bytes(self._kept)
+        at = data.rfind(b'"usage"')
+        if at < 0:
+            return None, None
+        at = data.find(b"{", at, at + 16)
+        end = value_end(data, at) if at >= 0 else -1
+        if end < 0:
+            return None, None
+        try:
+            usage = _decode_usage(data[at:end])
+        except msgspec.DecodeError:
+            return None, None
+        given = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
+        made = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
+        return given, made

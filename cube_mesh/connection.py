@@ -1,0 +1,629 @@
+"""The downstream connection: bytes in, through the chain, to an upstream, and bytes out. The only loop of its kind.
+
+One exchange at a time; pipelined bytes wait. Everything runs in the callbacks of the event loop: a request that is
+whole in one read, has a cached credential and finds a warm upstream connection is scanned, decided and forwarded in a
+single call, with no task and no suspension. The exchange ends exactly once, in ``_end``, whatever ended it: observers
+run there, and the last byte of the answer is written only after they (the audit event) are done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import Any, Protocol
+
+from cube_mesh._fastpath import (
+    FRAMING_CHUNKED,
+    FRAMING_LENGTH,
+    FRAMING_NONE,
+    ChunkedReader,
+    RequestHead,
+    ResponseHead,
+    frame_chunk,
+    scan_request,
+)
+from cube_mesh.bodies import UsageTail, read_members
+from cube_mesh.deadlines import NEVER, Sweeper
+from cube_mesh.errors import CubeMeshError, DependencyError, FramingError, InternalError, PeerError
+from cube_mesh.exchange import Exchange
+from cube_mesh.hops import TO_CLIENT
+from cube_mesh.message import REASONS, Response, error_frame, error_response
+from cube_mesh.ports import Transport
+from cube_mesh.settings import Limits, Timeouts
+from cube_mesh.upstream import UpstreamConnection
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LINGER_S = 2.0
+
+
+class Chain(Protocol):
+    def enter(self, exchange: Exchange) -> Response | None | Awaitable[Response | None]: ...
+    def leave(self, exchange: Exchange) -> None | Awaitable[None]: ...
+
+
+class Service:
+    """What all connections of one listener share. ``local`` answers the node's own paths (health) without the chain."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        limits: Limits,
+        timeouts: Timeouts,
+        sweeper: Sweeper,
+        local: dict[str, Callable[[bytes], Response]],
+        on_protocol_error: Callable[[str], None],
+    ) -> None:
+        self.chain = chain
+        self.limits = limits
+        self.timeouts = timeouts
+        self.sweeper = sweeper
+        self.local = local
+        self.on_protocol_error = on_protocol_error
+        self.connections: set[Downstream] = set()
+        self.draining = False
+
+    def protocol(self) -> Downstream:
+        return Downstream(self)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(1 for c in self.connections if c.busy)
+
+    def drain(self) -> None:
+        """No new request on any connection: idle ones close now, busy ones after their answer."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+
+def render(response: Response, request_id: str, *, close: bool, head_only: bool = False) -> bytes:
+    """A response of our own as bytes."""
+    reason = REASONS.get(response.status, b"")
+    lines = [b"HTTP/1.1 %d %b\r\n" % (response.status, reason)]
+    if response.body or response.status not in (204, 304):
+        lines.append(b"content-type: %b\r\ncontent-length: %d\r\n" % (response.content_type, len(response.body)))
+    if request_id:
+        lines.append(b"x-request-id: %b\r\n" % request_id.encode())
+    lines.extend(b"%b: %b\r\n" % field for field in response.fields)
+    lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
+    if not head_only:
+        lines.append(response.body)
+    return b"".join(lines)
+
+
+class Downstream(asyncio.Protocol):
+    """One client connection."""
+
+    __slots__ = (
+        "_chunked_out", "_chunks", "_client_ip", "_close_after", "_collected", "_exchange", "_gone", "_head_started",
+        "_head_written", "_left", "_lingering", "_pending", "_read_body", "_reading_paused", "_service", "_task",
+        "_usage", "_write_paused", "deadline", "peer_id", "transport", "_upstream", "client_tls",
+    )  # fmt: skip
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._exchange: Exchange | None = None
+        self._pending = b""
+        self._head_started = False
+        self._read_body: Callable[[bytes, int], None] | None = None
+        self._upstream: UpstreamConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._reading_paused = False
+        self._write_paused = False
+        self._close_after = False
+        self._lingering = False
+        self._gone = False
+        self._usage: UsageTail | None = None
+        self.deadline = NEVER
+
+    # -- life of the connection
+
+    @property
+    def busy(self) -> bool:
+        return self._exchange is not None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport: Transport = transport
+        peer = transport.get_extra_info("peername")
+        self._client_ip = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        self.peer_id: str = transport.get_extra_info("peer_id") or ""
+        self.client_tls: str = transport.get_extra_info("tls_version") or ""
+        service = self._service
+        transport.set_write_buffer_limits(service.limits.write_high_water, service.limits.write_low_water)
+        service.connections.add(self)
+        service.sweeper.add(self)
+        self.deadline = perf_counter() + service.timeouts.head_s
+        if len(service.connections) > service.limits.max_connections or service.draining:
+            error = DependencyError("overloaded", "The server has too many connections.", status=503)
+            self.transport.write(render(error_response(error), "", close=True))
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone = True
+        self.deadline = NEVER
+        self._service.connections.discard(self)
+        self._service.sweeper.discard(self)
+        exchange = self._exchange
+        if exchange is not None and not exchange.ended_at:
+            if self._task is not None:
+                self._task.cancel()
+            self._cancel_upstream()
+            exchange.error = PeerError("client_disconnected", "The client closed the connection.", status=499)
+            exchange.status = exchange.status or 499
+            self._end(exchange, "cancelled", None)
+
+    def eof_received(self) -> None:
+        return None  # a client that has stopped sending has left (as for nginx): the transport closes
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self.deadline = perf_counter() + self._service.timeouts.stream_gap_s
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self.deadline = NEVER if self.busy else perf_counter() + self._service.timeouts.idle_s
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def drain(self) -> None:
+        if self.busy:
+            self._close_after = True
+        elif not self._head_started:
+            self.transport.close()
+
+    def on_deadline(self, now: float) -> None:
+        exchange = self._exchange
+        if self._write_paused or self._lingering or (exchange is None and not self._head_started):
+            self.transport.abort()  # reads too slowly, or was idle
+        elif exchange is None:
+            self._reject(FramingError("request_timeout", "The request head did not arrive in time.", 408))
+        elif self._read_body is not None:
+            self._fail(PeerError("request_timeout", "The request body did not arrive in time.", status=408))
+
+    # -- bytes in
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        if self._exchange is None:
+            if self._pending:
+                data = self._pending + data
+                self._pending = b""
+            self._read_head(data)
+        elif self._read_body is not None:
+            self._read_body(data, 0)
+        else:
+            self._hold(data)
+
+    def _hold(self, data: bytes) -> None:
+        """Bytes behind the current request wait for their turn, a bounded number of them."""
+        self._pending += data
+        if len(self._pending) > self._service.limits.max_head_bytes and not self._reading_paused:
+            self._pause_reading()
+
+    def _pause_reading(self) -> None:
+        self._reading_paused = True
+        self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and not self._gone:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    def _read_head(self, data: bytes) -> None:
+        service = self._service
+        try:
+            head = scan_request(data, 0, service.limits.max_head_bytes, service.limits.max_fields)
+        except FramingError as error:
+            self._reject(error)
+            return
+        if head is None:
+            self._pending = data
+            if not self._head_started and data:
+                self._head_started = True
+                self.deadline = perf_counter() + service.timeouts.head_s
+            return
+        self._head_started = False
+        self.deadline = NEVER
+        local = service.local.get(head.path)
+        if local is not None:
+            self._answer_local(head, local, data)
+            return
+        exchange = Exchange(head, self._client_ip)
+        exchange.peer_id = self.peer_id
+        exchange.client_tls_version = self.client_tls
+        self._exchange = exchange
+        self._head_written = False
+        self._close_after = service.draining or not head.keep_alive
+        verdict = service.chain.enter(exchange)
+        if verdict is None:
+            self._admit(exchange, data, head.end)
+        elif type(verdict) is Response:
+            self._refuse(exchange, verdict, data, head.end)
+        else:
+            self._pending = data[head.end :]
+            self._task = asyncio.get_running_loop().create_task(self._await_gates(exchange, verdict))  # type: ignore[arg-type]
+
+    async def _await_gates(self, exchange: Exchange, verdict: Awaitable[Response | None]) -> None:
+        response = await verdict
+        self._task = None
+        data, self._pending = self._pending, b""
+        if response is None:
+            self._admit(exchange, data, 0)
+        else:
+            self._refuse(exchange, response, data, 0)
+
+    # -- the request's body
+
+    def _admit(self, exchange: Exchange, data: bytes, pos: int) -> None:
+        """All gates passed. The body is read whole for JSON endpoints, streamed for the rest."""
+        head = exchange.head
+        if head.framing == FRAMING_NONE:
+            if pos < len(data):
+                self._hold(data[pos:])
+            self._dispatch(exchange, b"", 0, 0, head.content_length, complete=True)
+            return
+        whole = exchange.endpoint is not None and exchange.endpoint.body == "json"
+        self._left = head.content_length
+        if head.framing == FRAMING_CHUNKED:
+            self._chunks = ChunkedReader()
+        if head.expect_continue and pos == len(data):
+            self.transport.write(_CONTINUE)
+        if not whole:
+            self._stream_body(exchange, data, pos)
+            return
+        if head.framing == FRAMING_LENGTH and len(data) - pos >= head.content_length:
+            end = pos + head.content_length
+            if end < len(data):
+                self._hold(data[end:])
+            self._whole(exchange, data, pos, end)
+            return
+        self.deadline = perf_counter() + self._service.timeouts.body_s
+        self._collected: list[bytes] = []
+        self._read_body = self._collect
+        self._collect(data, pos)
+
+    def _collect(self, data: bytes, pos: int) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        try:
+            payload, rest, last = self._take(exchange.head, data, pos)
+        except FramingError as error:
+            self._fail(PeerError(error.code, error.message, status=error.status))
+            return
+        self._collected.append(payload)
+        exchange.request_size += len(payload)
+        if exchange.request_size > self._service.limits.max_json_body:
+            self._fail(PeerError("body_too_large", "The request body is too large.", status=413))
+            return
+        if last:
+            self._read_body = None
+            self.deadline = NEVER
+            if rest:
+                self._hold(rest)
+            body = b"".join(self._collected)
+            self._collected = []
+            self._whole(exchange, body, 0, len(body))
+
+    def _take(self, head: RequestHead, data: bytes, pos: int) -> tuple[bytes, bytes, bool]:
+        """The body bytes in ``data[pos:]``, what lies behind the body, and whether the body ended."""
+        if head.framing == FRAMING_CHUNKED:
+            payload = self._chunks.feed(data, pos)
+            return payload, data[self._chunks.pos :], self._chunks.done
+        end = min(len(data), pos + self._left)
+        self._left -= end - pos
+        return data[pos:end], data[end:], self._left == 0
+
+    def _whole(self, exchange: Exchange, data: bytes, pos: int, end: int) -> None:
+        try:
+            read_members(exchange, data, pos, end)
+        except (FramingError, PeerError) as error:
+            refusal = error if isinstance(error, PeerError) else PeerError(error.code, error.message)
+            self._fail(refusal)
+            return
+        self._dispatch(exchange, data, pos, end, end - pos, complete=True)
+
+    def _stream_body(self, exchange: Exchange, data: bytes, pos: int) -> None:
+        """Send the head on; the body follows as it arrives."""
+        length = exchange.head.content_length if exchange.head.framing == FRAMING_LENGTH else -2
+        self._pending = data[pos:]
+        self._pause_reading()
+        self._dispatch(exchange, b"", 0, 0, length, complete=False)
+
+    def _relay_body(self, data: bytes, pos: int) -> None:
+        exchange, upstream = self._exchange, self._upstream
+        assert exchange is not None
+        try:
+            payload, rest, last = self._take(exchange.head, data, pos)
+        except FramingError as error:
+            self._fail(PeerError(error.code, error.message, status=error.status))
+            return
+        exchange.request_size += len(payload)
+        if exchange.request_size > self._service.limits.max_body_bytes:
+            self._fail(PeerError("body_too_large", "The request body is too large.", status=413))
+            return
+        self.deadline = NEVER if last else perf_counter() + self._service.timeouts.body_s
+        if last:
+            self._read_body = None
+            exchange.body_at = perf_counter()
+            if rest:
+                self._hold(rest)
+        if upstream is not None and (payload or last):
+            upstream.send_body(payload, chunked=exchange.head.framing == FRAMING_CHUNKED, last=last)
+
+    # -- to the upstream
+
+    def _dispatch(
+        self, exchange: Exchange, data: bytes, pos: int, end: int, length: int, *, complete: bool
+    ) -> None:
+        if complete:
+            exchange.request_size = end - pos
+            exchange.body_at = perf_counter()
+        target = exchange.target
+        if target is None:
+            self._fail(InternalError("no_target", "The server made a mistake."))
+            return
+        connection = target.acquire()
+        if type(connection) is UpstreamConnection:
+            self._launch(exchange, connection, data, pos, end, length, complete=complete)
+        else:
+            waiting = self._await_upstream(exchange, connection, data[pos:end], length, complete)  # type: ignore[arg-type]
+            self._task = asyncio.get_running_loop().create_task(waiting)
+
+    async def _await_upstream(
+        self, exchange: Exchange, connecting: Awaitable[UpstreamConnection], data: bytes, length: int, complete: bool
+    ) -> None:
+        try:
+            connection = await connecting
+        except CubeMeshError as error:
+            self._task = None
+            self._fail(error)
+            return
+        self._task = None
+        self._launch(exchange, connection, data, 0, len(data), length, complete=complete)
+
+    def _launch(
+        self,
+        exchange: Exchange,
+        connection: UpstreamConnection,
+        data: bytes,
+        pos: int,
+        end: int,
+        length: int,
+        *,
+        complete: bool,
+    ) -> None:
+        target = exchange.target
+        assert target is not None
+        exchange.forwarded_at = perf_counter()
+        exchange.upstream = connection.peer
+        exchange.attestation = connection.attestation
+        self._upstream = connection
+        head = target.head(exchange, length, data, pos, end)
+        connection.request(self, head, to_head=exchange.method == "HEAD", complete=complete)
+        if not complete:
+            self._read_body = self._relay_body
+            held, self._pending = self._pending, b""
+            self._resume_reading()
+            if held:
+                self._relay_body(held, 0)
+
+    def _cancel_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.cancel()
+
+    def upstream_paused(self, paused: bool) -> None:
+        if self._read_body is None:
+            return
+        if paused:
+            self._pause_reading()
+        else:
+            self._resume_reading()
+
+    # -- the response
+
+    def on_response(self, head: ResponseHead, payload: bytes, done: bool) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.first_byte_at = perf_counter()
+        exchange.status = exchange.upstream_status = head.status
+        exchange.streamed = head.event_stream
+        exchange.response_size = len(payload)
+        operation = exchange.endpoint.operation if exchange.endpoint is not None else ""
+        if operation:
+            self._usage = UsageTail()
+            self._usage.add(payload)
+        if done:
+            length = len(payload)
+            if head.framing == FRAMING_NONE and length == 0:
+                length = head.content_length if head.status >= 200 else -1
+            self._chunked_out = False
+        else:
+            exchange.frames = 1 if payload else 0
+            self._chunked_out = head.framing != FRAMING_LENGTH and exchange.head.minor == 1
+            length = head.content_length if head.framing == FRAMING_LENGTH else -2 if self._chunked_out else -1
+            self._close_after |= length == -1
+        self._close_after |= self._read_body is not None or self._service.draining
+        out = head.render(
+            self._response_fields(exchange, head), TO_CLIENT, length, self._close_after, payload, 0, len(payload)
+        )
+        if done:
+            self._end(exchange, "completed", out)
+        else:
+            self._head_written = True
+            self.transport.write(out)
+
+    def _response_fields(self, exchange: Exchange, head: ResponseHead) -> bytes:
+        fixed = b"x-request-id: " + exchange.request_id.encode("ascii") + b"\r\n"
+        if head.event_stream:
+            fixed += b"x-accel-buffering: no\r\n"
+        return fixed
+
+    def on_body(self, payload: bytes, done: bool) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.response_size += len(payload)
+        exchange.frames += 1
+        if self._usage is not None:
+            self._usage.add(payload)
+        out = frame_chunk(payload, done) if self._chunked_out else payload
+        if done:
+            self._end(exchange, "completed", out)
+        else:
+            self.transport.write(out)
+
+    def upstream_failed(self, error: DependencyError) -> None:
+        self._upstream = None
+        self._fail(error)
+
+    # -- the end
+
+    def _refuse(self, exchange: Exchange, response: Response, data: bytes, pos: int) -> None:
+        """A gate said no. The body that is already here is skipped; for one that is not, the connection closes."""
+        head = exchange.head
+        available = len(data) - pos
+        if head.framing == FRAMING_NONE or (head.framing == FRAMING_LENGTH and available >= head.content_length):
+            rest = data[pos + max(0, head.content_length) :]
+            if rest:
+                self._hold(rest)
+        else:
+            self._close_after = self._lingering = True
+        exchange.status = response.status
+        exchange.response_size = len(response.body)
+        out = render(response, exchange.request_id, close=self._close_after, head_only=exchange.method == "HEAD")
+        self._end(exchange, "refused", out)
+
+    def _fail(self, error: CubeMeshError) -> None:
+        """The exchange failed after the gates. Before the response head that is an error answer, after it the terminal
+        frame of an event stream; any other body just stops short, which its framing shows."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        self._cancel_upstream()
+        exchange.error = error
+        outcome = "refused" if isinstance(error, PeerError) else "failed"
+        unread = self._read_body is not None
+        self._read_body = None
+        self._close_after |= unread
+        if not self._head_written:
+            response = error_response(error)
+            exchange.status = response.status
+            exchange.response_size = len(response.body)
+            self._lingering = unread
+            out = render(response, exchange.request_id, close=self._close_after, head_only=exchange.method == "HEAD")
+            self._end(exchange, outcome, out)
+            return
+        self._close_after = True
+        frame = b""
+        if exchange.streamed:
+            frame = error_frame(error)
+            if self._chunked_out:
+                frame = frame_chunk(frame, False)
+        self._end(exchange, "failed", frame, cut=True)
+
+    def _end(self, exchange: Exchange, outcome: str, out: bytes | None, *, cut: bool = False) -> None:
+        """The one way out: observers run, then the last bytes go."""
+        exchange.outcome = outcome
+        exchange.ended_at = perf_counter()
+        self._upstream = None
+        usage, self._usage = self._usage, None
+        if usage is not None:
+            exchange.input_tokens, exchange.output_tokens = usage.tokens()
+        try:
+            waiting = self._service.chain.leave(exchange)
+        except CubeMeshError as error:
+            self._not_audited(exchange, error)
+            return
+        if waiting is None:
+            self._release(out, cut=cut)
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._await_leave(exchange, waiting, out, cut))
+
+    async def _await_leave(
+        self, exchange: Exchange, waiting: Awaitable[None], out: bytes | None, cut: bool
+    ) -> None:
+        try:
+            await waiting
+        except CubeMeshError as error:
+            self._not_audited(exchange, error)
+            return
+        self._task = None
+        self._release(out, cut=cut)
+
+    def _not_audited(self, exchange: Exchange, error: CubeMeshError) -> None:
+        """What is not on record is not answered."""
+        self._close_after = True
+        if self._head_written or self._gone:
+            self._exchange = None
+            self.transport.abort()
+        else:
+            self._release(render(error_response(error), exchange.request_id, close=True), cut=False)
+
+    def _release(self, out: bytes | None, *, cut: bool) -> None:
+        self._exchange = None
+        if self._gone:
+            return
+        if self._read_body is not None:  # answered before the request was whole
+            self._read_body = None
+            self._lingering = self._close_after = True
+        if out:
+            self.transport.write(out)
+        if self._close_after:
+            self._finish_connection(cut)
+            return
+        self.deadline = perf_counter() + self._service.timeouts.idle_s
+        self._resume_reading()
+        if self._pending:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        if self._exchange is None and self._pending and not self._gone:
+            data, self._pending = self._pending, b""
+            self._read_head(data)
+
+    def _finish_connection(self, cut: bool) -> None:
+        """Close. A client that may still be sending is read out for a moment, or the kernel would reset the answer."""
+        if not self._lingering or cut:
+            self.transport.close()
+            return
+        self._pending = b""
+        self.deadline = perf_counter() + _LINGER_S
+        self._resume_reading()
+        write_eof = getattr(self.transport, "write_eof", None)
+        if write_eof is None:
+            self.transport.close()
+        else:
+            write_eof()
+
+    # -- without an exchange
+
+    def _reject(self, error: FramingError) -> None:
+        """Bytes that are no request: an answer, and the connection closes, since nothing behind them can be trusted."""
+        self._service.on_protocol_error(error.code)
+        self._lingering = self._close_after = True
+        self._pending = b""
+        response = error_response(PeerError(error.code, error.message, status=error.status))
+        self.transport.write(render(response, "", close=True))
+        self._finish_connection(False)
+
+    def _answer_local(self, head: RequestHead, local: Callable[[bytes], Response], data: bytes) -> None:
+        if head.method not in ("GET", "HEAD") or head.framing != FRAMING_NONE:
+            error = PeerError("method_not_allowed", "Only GET is answered here.", status=405)
+            response, close = error_response(error), True
+        else:
+            response, close = local(head.query), not head.keep_alive or self._service.draining
+        self.transport.write(render(response, "", close=close, head_only=head.method == "HEAD"))
+        if close:
+            self.transport.close()
+            return
+        self.deadline = perf_counter() + self._service.timeouts.idle_s
+        if head.end < len(data):
+            self._pending = data[head.end :]
+            asyncio.get_running_loop().call_soon(self._next)
+
+
+

@@ -1,0 +1,65 @@
+"""Which fields cross which hop, and the fields of ours that are added. One list per direction, so that it can be audited.
+
+Hop-by-hop fields (RFC 9110 7.6.1) never cross. Names that we or Cube AI give a meaning to never cross a trust border from
+the less trusted side: a client cannot claim an attestation, an upstream cannot fake one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from cube_mesh._fastpath import FieldSet
+from cube_mesh.exchange import Exchange
+from cube_mesh.upstream import Pool, UpstreamConnection
+
+_HOP_BY_HOP = (
+    b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+    b"proxy-authenticate", b"proxy-authorization", b"content-length", b"expect",
+)  # fmt: skip
+_INTERNAL_PREFIXES = (b"x-cube-", b"x-attestation-", b"x-atls-", b"x-tls-", b"x-guardrails-")
+_INTERNAL = (b"x-event-type", b"x-domain-id")
+_CREDENTIALS = (b"authorization", b"cookie", b"x-api-key", b"api-key")
+_FORWARDED = (b"forwarded", b"via", b"x-real-ip", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto",
+              b"x-forwarded-port", b"x-forwarded-prefix")  # fmt: skip
+_OURS = (b"host", b"x-request-id", b"traceparent", b"tracestate")
+
+FROM_CLIENT = FieldSet(
+    names=_HOP_BY_HOP + _INTERNAL + _CREDENTIALS + _FORWARDED + _OURS, prefixes=_INTERNAL_PREFIXES
+)
+TO_CLIENT = FieldSet(
+    names=(*_HOP_BY_HOP, *_INTERNAL, b"x-request-id", b"x-accel-buffering", b"set-cookie", b"alt-svc"),
+    prefixes=_INTERNAL_PREFIXES,
+)
+
+
+class Hop:
+    """One upstream: its pool, and how a request's head is written for it.
+
+    ``mesh`` marks an attested agent, which is told the domain; any other upstream is a backend and gets ``authorization``,
+    the backend's own credential, if there is one. The tenant's credential is in neither.
+    """
+
+    def __init__(self, name: str, host: str, pool: Pool, *, mesh: bool, api_key: str = "") -> None:
+        self.name = name
+        self.pool = pool
+        self.acquire: Callable[[], UpstreamConnection | Awaitable[UpstreamConnection]] = pool.acquire
+        self._mesh = mesh
+        fixed = f"host: {host}\r\n"
+        if api_key:
+            fixed += f"authorization: Bearer {api_key}\r\n"
+        self._fixed = fixed
+
+    def head(self, exchange: Exchange, length: int, data: bytes = b"", pos: int = 0, end: int = 0) -> bytes:
+        """The request head for this hop with ``data[pos:end]`` behind it; ``length`` as RequestHead.render."""
+        flags = "01" if exchange.sampled else "00"
+        fixed = (
+            f"{self._fixed}x-request-id: {exchange.request_id}\r\n"
+            f"traceparent: 00-{exchange.trace_id}-{exchange.span_id}-{flags}\r\n"
+        )
+        if exchange.tracestate:
+            fixed += f"tracestate: {exchange.tracestate}\r\n"
+        if self._mesh:
+            fixed += f"x-cube-domain: {exchange.domain_id}\r\n"
+        target = exchange.upstream_target or exchange.head.target
+        return exchange.head.render(target, fixed.encode("ascii"), FROM_CLIENT, length, data, pos, end)
+

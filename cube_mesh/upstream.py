@@ -1,0 +1,287 @@
+"""Upstream connections and their pool: one request at a time on each, kept for the next, cancelled by closing.
+
+The connection parses responses and calls its handler (the downstream connection) directly: no task, no queue. A response
+that does not keep to HTTP/1.1, ends early or comes late becomes one ``upstream_failed`` call with a DependencyError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable
+from time import perf_counter, time
+from typing import Any, Protocol, cast
+
+from cube_mesh._fastpath import (
+    FRAMING_CHUNKED,
+    FRAMING_LENGTH,
+    FRAMING_NONE,
+    FRAMING_UNTIL_CLOSE,
+    ChunkedReader,
+    ResponseHead,
+    frame_chunk,
+    scan_response,
+)
+from cube_mesh.deadlines import NEVER, Sweeper
+from cube_mesh.errors import DependencyError, FramingError
+from cube_mesh.ports import ChannelAttestation, Connector, Transport
+from cube_mesh.settings import Limits, Timeouts
+from cube_mesh.settings import Pool as PoolSettings
+
+MAX_INTERIM = 8  # 1xx responses before a final one
+_BAD_GATEWAY = "The upstream server did not give a valid answer."
+_TOO_SLOW = "The upstream server did not answer in time."
+
+
+class Handler(Protocol):
+    """Who waits for a response. After ``done`` or ``upstream_failed`` no further call comes."""
+
+    def on_response(self, head: ResponseHead, payload: bytes, done: bool) -> None: ...
+    def on_body(self, payload: bytes, done: bool) -> None: ...
+    def upstream_failed(self, error: DependencyError) -> None: ...
+    def upstream_paused(self, paused: bool) -> None: ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an upstream. ``request`` starts an exchange; ``cancel`` ends it by closing the connection."""
+
+    __slots__ = (
+        "_buffer", "_chunks", "_framing", "_head_seen", "_interim", "_left", "_pool", "_request_open", "_to_head",
+        "attestation", "deadline", "handler", "keep_alive", "peer", "transport", "usable_until",
+    )  # fmt: skip
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.handler: Handler | None = None
+        self.deadline = NEVER
+        self._buffer = b""
+        self._request_open = False
+        self.attestation: ChannelAttestation | None = None
+        self.usable_until = NEVER  # Unix time: a channel past its appraisal takes no new request
+        self.peer = ""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport: Transport = transport
+        peer = transport.get_extra_info("peername")
+        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer or "")
+        self.attestation = transport.get_extra_info("attestation")
+        if self.attestation is not None:
+            self.usable_until = self.attestation.expires_at
+        self._pool.opened(self)
+
+    def request(self, handler: Handler, data: bytes, *, to_head: bool, complete: bool) -> None:
+        """Send a rendered head with as much body as there is; ``complete`` when that is the whole request."""
+        self.handler = handler
+        self._head_seen = False
+        self._interim = 0
+        self._to_head = to_head
+        self._request_open = not complete
+        self.deadline = perf_counter() + self._pool.timeouts.first_byte_s if complete else NEVER
+        self.transport.write(data)
+
+    def send_body(self, payload: bytes, *, chunked: bool, last: bool) -> None:
+        """The next piece of a streamed request body."""
+        if chunked:
+            self.transport.write(frame_chunk(payload, last))
+        elif payload:
+            self.transport.write(payload)
+        if last:
+            self._request_open = False
+            self.deadline = perf_counter() + self._pool.timeouts.first_byte_s
+
+    def cancel(self) -> None:
+        """Give the exchange up: the upstream sees the connection close now."""
+        self.handler = None
+        self.transport.abort()
+
+    def pause(self) -> None:
+        self.transport.pause_reading()
+        self.deadline = NEVER  # the client is slow, not the upstream
+
+    def resume(self) -> None:
+        self.transport.resume_reading()
+        self.deadline = perf_counter() + self._pool.timeouts.stream_gap_s
+
+    def data_received(self, data: bytes) -> None:
+        if self.handler is None:  # nobody asked: not a connection to trust with another request
+            self.transport.abort()
+            return
+        try:
+            if self._head_seen:
+                self._body(data, 0, None)
+            else:
+                self._head(data)
+        except FramingError as error:
+            self._fail("upstream_protocol_error", _BAD_GATEWAY, error.code)
+
+    def _head(self, data: bytes) -> None:
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        pos = 0
+        limits = self._pool.limits
+        while True:
+            head = scan_response(data, pos, limits.max_head_bytes, limits.max_fields, self._to_head)
+            if head is None:
+                self._buffer = data[pos:]
+                return
+            if head.status >= 200:
+                break
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                raise FramingError("too_many_interim_responses", "Too many 1xx responses.", 502)
+            pos = head.end
+        self._head_seen = True
+        self.keep_alive = head.keep_alive
+        self._framing = head.framing
+        self._left = head.content_length
+        if head.framing == FRAMING_CHUNKED:
+            self._chunks = ChunkedReader()
+        self._body(data, head.end, head)
+
+    def _body(self, data: bytes, pos: int, head: ResponseHead | None) -> None:
+        size = len(data)
+        done = False
+        end = size
+        if self._framing == FRAMING_LENGTH:
+            end = min(size, pos + self._left)
+            self._left -= end - pos
+            done = self._left == 0
+            payload = data if pos == 0 and end == size else data[pos:end]
+        elif self._framing == FRAMING_CHUNKED:
+            payload = self._chunks.feed(data, pos)
+            end = self._chunks.pos
+            done = self._chunks.done
+        elif self._framing == FRAMING_NONE:
+            payload, end, done = b"", pos, True
+        else:
+            payload = data[pos:] if pos else data
+        handler = cast(Handler, self.handler)
+        if done:
+            self._finished(surplus=end != size)
+        else:
+            self.deadline = perf_counter() + self._pool.timeouts.stream_gap_s
+        if head is not None:
+            handler.on_response(head, payload, done)
+        elif payload or done:
+            handler.on_body(payload, done)
+
+    def _finished(self, *, surplus: bool) -> None:
+        """The response is whole. Bytes beyond it, or a request still being sent, make the connection unfit for more."""
+        self.handler = None
+        if self.keep_alive and not surplus and not self._request_open:
+            self._pool.release(self)
+        else:
+            self.deadline = NEVER
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        if self.handler is not None:
+            self.handler.upstream_paused(True)
+
+    def resume_writing(self) -> None:
+        if self.handler is not None:
+            self.handler.upstream_paused(False)
+
+    def eof_received(self) -> None:
+        return None  # closes the transport; connection_lost tells the rest
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.deadline = NEVER
+        self._pool.closed(self)
+        handler = self.handler
+        if handler is None:
+            return
+        self.handler = None
+        if self._head_seen and self._framing == FRAMING_UNTIL_CLOSE and exc is None:
+            handler.on_body(b"", True)
+        else:
+            detail = str(exc) if exc else "connection closed before the response was whole"
+            handler.upstream_failed(DependencyError("upstream_closed", _BAD_GATEWAY, detail=detail))
+
+    def on_deadline(self, now: float) -> None:
+        if self.handler is None:
+            self.transport.close()
+        else:
+            code = "upstream_stream_timeout" if self._head_seen else "upstream_timeout"
+            self._fail(code, _TOO_SLOW, "deadline passed", status=504)
+
+    def _fail(self, code: str, message: str, detail: str, status: int = 502) -> None:
+        handler = self.handler
+        self.cancel()
+        if handler is not None:
+            handler.upstream_failed(DependencyError(code, message, detail=detail, status=status))
+
+
+class Pool:
+    """Connections of one target. Idle ones are used last in, first out, so that a quiet pool shrinks."""
+
+    def __init__(
+        self, connector: Connector, settings: PoolSettings, timeouts: Timeouts, limits: Limits, sweeper: Sweeper
+    ) -> None:
+        self._connector = connector
+        self._settings = settings
+        self._sweeper = sweeper
+        self.timeouts = timeouts
+        self.limits = limits
+        self._idle: deque[UpstreamConnection] = deque()
+        self._open: set[UpstreamConnection] = set()
+        self._connecting = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def acquire(self) -> UpstreamConnection | Awaitable[UpstreamConnection]:
+        """A connection ready for one request: a warm one at once, else an awaitable of a new one."""
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.transport.is_closing():
+                continue
+            if connection.usable_until != NEVER and connection.usable_until <= time():
+                connection.transport.close()
+                continue
+            return connection
+        return self._connect()
+
+    async def _connect(self) -> UpstreamConnection:
+        if len(self._open) + self._connecting >= self._settings.max_connections_per_host:
+            raise DependencyError("upstream_busy", "The upstream server is at its limit.", status=503, retryable=True)
+        self._connecting += 1
+        try:
+            async with asyncio.timeout(self.timeouts.connect_s):
+                protocol = await self._connector.connect(lambda: UpstreamConnection(self))
+        except TimeoutError:
+            raise DependencyError("upstream_connect_timeout", _TOO_SLOW, status=504, retryable=True) from None
+        except OSError as error:
+            detail = f"{type(error).__name__}: {error.strerror or error}"
+            raise DependencyError("upstream_unreachable", _BAD_GATEWAY, detail=detail, retryable=True) from None
+        finally:
+            self._connecting -= 1
+        return cast(UpstreamConnection, protocol)
+
+    def opened(self, connection: UpstreamConnection) -> None:
+        self._open.add(connection)
+        self._sweeper.add(connection)
+
+    def release(self, connection: UpstreamConnection) -> None:
+        if len(self._idle) >= self._settings.max_idle_per_host or connection.transport.is_closing():
+            connection.deadline = NEVER
+            connection.transport.close()
+            return
+        connection.deadline = perf_counter() + self._settings.idle_timeout_s
+        self._idle.append(connection)
+
+    def closed(self, connection: UpstreamConnection) -> None:
+        self._open.discard(connection)
+        self._sweeper.discard(connection)
+        if connection.handler is None:
+            try:
+                self._idle.remove(connection)
+            except ValueError:
+                pass
+
+    def close(self) -> None:
+        """Close every connection; exchanges still on them fail."""
+        for connection in list(self._open):
+            connection.transport.abort()
