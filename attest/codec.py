@@ -1,0 +1,168 @@
+"""Deterministic CBOR (RFC 8949 §4.2.1), the subset that evidence uses: uint, bstr, tstr, array, map, null.
+
+One value has one encoding, so equality of bytes is equality of values. Refused: non-minimal heads, indefinite lengths,
+negative numbers, tags, floats, booleans, unsorted or duplicate keys, invalid UTF-8, trailing bytes, containers nested
+deeper than 4. Map keys are uint or tstr. What the values mean is not checked here.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias, Union
+
+from attest.errors import MalformedEvidence
+
+__all__ = ["MAX_DEPTH", "CborValue", "cbor_decode", "cbor_encode"]
+
+CborValue: TypeAlias = Union[int, bytes, str, None, "list[CborValue]", "dict[int | str, CborValue]"]
+
+MAX_DEPTH = 4  # containers inside one another
+_NULL = 0xF6
+_UINT, _BSTR, _TSTR, _ARRAY, _MAP = 0, 2, 3, 4, 5
+_WIDTHS = {24: 1, 25: 2, 26: 4, 27: 8}
+
+
+def cbor_encode(value: CborValue) -> bytes:
+    """The deterministic encoding of ``value``. Raises ValueError or TypeError for what the subset does not have."""
+    out = bytearray()
+    _write(out, value, 0)
+    return bytes(out)
+
+
+def cbor_decode(raw: bytes) -> CborValue:
+    """The value whose deterministic encoding is exactly ``raw``; raises MalformedEvidence for anything else."""
+    value, end = _read(raw, 0, 0)
+    if end != len(raw):
+        raise MalformedEvidence(f"CBOR: {len(raw) - end} trailing bytes")
+    return value
+
+
+def _write_head(out: bytearray, major: int, number: int) -> None:
+    top = major << 5
+    if number < 24:
+        out.append(top | number)
+    elif number < 1 << 8:
+        out += bytes((top | 24, number))
+    elif number < 1 << 16:
+        out.append(top | 25)
+        out += number.to_bytes(2, "big")
+    elif number < 1 << 32:
+        out.append(top | 26)
+        out += number.to_bytes(4, "big")
+    elif number < 1 << 64:
+        out.append(top | 27)
+        out += number.to_bytes(8, "big")
+    else:
+        raise ValueError("CBOR: number above 64 bits")
+
+
+def _write(out: bytearray, value: object, depth: int) -> None:
+    if value is None:
+        out.append(_NULL)
+    elif isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        _write_head(out, _UINT, value)
+    elif isinstance(value, bytes):
+        _write_head(out, _BSTR, len(value))
+        out += value
+    elif isinstance(value, str):
+        text = value.encode()
+        _write_head(out, _TSTR, len(text))
+        out += text
+    elif isinstance(value, (list, tuple, dict)):
+        if depth == MAX_DEPTH:
+            raise ValueError(f"CBOR: nested deeper than {MAX_DEPTH}")
+        _write_container(out, value, depth + 1)
+    else:
+        raise ValueError(f"CBOR: {type(value).__name__} {value!r} is outside of the subset")
+
+
+def _write_container(out: bytearray, value: object, depth: int) -> None:
+    if isinstance(value, dict):
+        _write_head(out, _MAP, len(value))
+        for key, item in sorted((_encode_key(key), item) for key, item in value.items()):
+            out += key
+            _write(out, item, depth)
+    elif isinstance(value, (list, tuple)):
+        _write_head(out, _ARRAY, len(value))
+        for item in value:
+            _write(out, item, depth)
+
+
+def _encode_key(key: object) -> bytes:
+    if not isinstance(key, (int, str)):
+        raise TypeError("CBOR: map keys are numbers or text")
+    out = bytearray()
+    _write(out, key, 0)
+    return bytes(out)
+
+
+def _read_head(raw: bytes, at: int) -> tuple[int, int, int]:
+    """Major type, number and the offset after the head, which must be the shortest one for its number."""
+    if at >= len(raw):
+        raise MalformedEvidence("CBOR: truncated")
+    major, info = raw[at] >> 5, raw[at] & 31
+    if info < 24:
+        return major, info, at + 1
+    width = _WIDTHS.get(info)
+    if width is None:
+        raise MalformedEvidence("CBOR: indefinite or reserved length")
+    end = at + 1 + width
+    if end > len(raw):
+        raise MalformedEvidence("CBOR: truncated")
+    number = int.from_bytes(raw[at + 1 : end], "big")
+    if number < (24 if width == 1 else 1 << (4 * width)):
+        raise MalformedEvidence("CBOR: not the shortest form of a number")
+    return major, number, end
+
+
+def _read(raw: bytes, at: int, depth: int) -> tuple[CborValue, int]:
+    if raw[at : at + 1] == b"\xf6":
+        return None, at + 1
+    major, number, at = _read_head(raw, at)
+    if major == _UINT:
+        return number, at
+    if major in (_BSTR, _TSTR):
+        return _read_string(raw, at, number, major)
+    if major in (_ARRAY, _MAP):
+        if depth == MAX_DEPTH:
+            raise MalformedEvidence(f"CBOR: nested deeper than {MAX_DEPTH}")
+        # A member takes at least one byte: an absurd count is refused before anything is built for it.
+        if number > len(raw) - at:
+            raise MalformedEvidence("CBOR: truncated")
+        return _read_array(raw, at, number, depth + 1) if major == _ARRAY else _read_map(raw, at, number, depth + 1)
+    raise MalformedEvidence(f"CBOR: major type {major} is outside of the subset")
+
+
+def _read_string(raw: bytes, at: int, length: int, major: int) -> tuple[CborValue, int]:
+    if length > len(raw) - at:
+        raise MalformedEvidence("CBOR: truncated")
+    data = raw[at : at + length]
+    if major == _BSTR:
+        return data, at + length
+    try:
+        return data.decode("utf-8"), at + length
+    except UnicodeDecodeError:
+        raise MalformedEvidence("CBOR: text is not UTF-8") from None
+
+
+def _read_array(raw: bytes, at: int, count: int, depth: int) -> tuple[CborValue, int]:
+    items: list[CborValue] = []
+    for _ in range(count):
+        item, at = _read(raw, at, depth)
+        items.append(item)
+    return items, at
+
+
+def _read_map(raw: bytes, at: int, count: int, depth: int) -> tuple[CborValue, int]:
+    items: dict[int | str, CborValue] = {}
+    previous = b""
+    for _ in range(count):
+        start = at
+        key, at = _read(raw, at, MAX_DEPTH)
+        encoded = raw[start:at]
+        if not isinstance(key, (int, str)):
+            raise MalformedEvidence("CBOR: map keys are numbers or text")
+        if encoded <= previous:
+            raise MalformedEvidence("CBOR: duplicate or unsorted key")
+        previous = encoded
+        items[key], at = _read(raw, at, depth)
+    return items, at

@@ -1,0 +1,143 @@
+"""The evidence envelope: a CMW collection (RFC 9999) in deterministic CBOR, and its place in a certificate.
+
+attested-TLS protocol ``cube-mesh/1`` §3: ``{"__cmwc_t": "urn:cube-mesh:evidence:1", 0: claims, 1..6: parts}``, each
+member a record ``[media type, bytes]``. Decoding proves nothing: neither claims nor parts are verified here, and a
+media type that nobody knows is refused later, by the verifier.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from attest.codec import CborValue, cbor_decode, cbor_encode
+from attest.errors import MalformedEvidence
+
+__all__ = [
+    "AUX_DIGEST",
+    "CLAIMS_TYPE",
+    "CMW_OID",
+    "ENDORSEMENTS",
+    "ENDORSEMENTS_TYPE",
+    "GPU",
+    "HARDWARE",
+    "MAX_EVIDENCE_BYTES",
+    "SNP_REPORT_TYPE",
+    "TOKEN",
+    "TPM2_QUOTE_TYPE",
+    "TPM_QUOTE",
+    "Evidence",
+    "Part",
+    "cmw_from_extension",
+    "decode_certificates",
+    "decode_evidence",
+    "encode_certificates",
+    "encode_evidence",
+    "extension_value",
+]
+
+CMW_OID = "1.3.6.1.5.5.7.1.35"  # id-pe-cmw
+COLLECTION_TYPE = "urn:cube-mesh:evidence:1"
+CLAIMS_TYPE = "application/vnd.cube-mesh.claims+cbor"
+SNP_REPORT_TYPE = "application/vnd.cube-mesh.snp-report"
+TPM2_QUOTE_TYPE = "application/vnd.cube-mesh.tpm2-quote+cbor"
+ENDORSEMENTS_TYPE = "application/vnd.cube-mesh.endorsements+cbor"
+
+CLAIMS, HARDWARE, TPM_QUOTE, ENDORSEMENTS, TOKEN, GPU, AUX_DIGEST = range(7)  # the keys of the collection
+
+MAX_EVIDENCE_BYTES = 65_533  # what the extension of one authenticator can hold
+MAX_CERTIFICATES = 8
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One member of the collection: what it says it is, and its bytes."""
+
+    media_type: str
+    body: bytes
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """A decoded, unverified collection. ``claims`` are the encoded claims (see ``binding``); ``parts`` has keys 1 to 6."""
+
+    claims: bytes
+    parts: dict[int, Part]
+
+
+def encode_evidence(evidence: Evidence) -> bytes:
+    """The collection as bytes. Raises ValueError when a part's key or size is not allowed."""
+    members: dict[int | str, CborValue] = {"__cmwc_t": COLLECTION_TYPE, CLAIMS: [CLAIMS_TYPE, evidence.claims]}
+    for key, part in evidence.parts.items():
+        if not HARDWARE <= key <= AUX_DIGEST:
+            raise ValueError(f"evidence has no part {key}")
+        members[key] = [part.media_type, part.body]
+    raw = cbor_encode(members)
+    if len(raw) > MAX_EVIDENCE_BYTES:
+        raise ValueError(f"evidence of {len(raw)} bytes is above {MAX_EVIDENCE_BYTES}")
+    return raw
+
+
+def decode_evidence(raw: bytes) -> Evidence:
+    """The collection, strictly: exact type, claims present, only known keys, records of two, nothing empty.
+
+    Raises MalformedEvidence. Nothing is verified.
+    """
+    if len(raw) > MAX_EVIDENCE_BYTES:
+        raise MalformedEvidence(f"evidence of {len(raw)} bytes is above {MAX_EVIDENCE_BYTES}")
+    members = cbor_decode(raw)
+    if not isinstance(members, dict) or members.pop("__cmwc_t", None) != COLLECTION_TYPE:
+        raise MalformedEvidence("not a cube-mesh evidence collection")
+    parts: dict[int, Part] = {}
+    for key, record in members.items():
+        if not isinstance(key, int) or key > AUX_DIGEST:
+            raise MalformedEvidence(f"evidence has no part {key!r}")
+        parts[key] = _part(record)
+    claims = parts.pop(CLAIMS, None)
+    if claims is None or claims.media_type != CLAIMS_TYPE:
+        raise MalformedEvidence("evidence without claims")
+    return Evidence(claims.body, parts)
+
+
+def _part(record: CborValue) -> Part:
+    if isinstance(record, list) and len(record) == 2:
+        media_type, body = record
+        if isinstance(media_type, str) and isinstance(body, bytes) and media_type and body:
+            return Part(media_type, body)
+    raise MalformedEvidence("a member of the collection is not a record [media type, bytes]")
+
+
+def encode_certificates(certificates: tuple[bytes, ...]) -> Part:
+    """DER certificates as the endorsements part (key 3), in the given order."""
+    return Part(ENDORSEMENTS_TYPE, cbor_encode(list(certificates)))
+
+
+def decode_certificates(body: bytes) -> tuple[bytes, ...]:
+    """The DER certificates of an endorsements part, unverified: 1 to 8 byte strings."""
+    items = cbor_decode(body)
+    if not isinstance(items, list) or not 1 <= len(items) <= MAX_CERTIFICATES:
+        raise MalformedEvidence(f"endorsements are not 1 to {MAX_CERTIFICATES} certificates")
+    return tuple(_bytes(item) for item in items)
+
+
+def _bytes(item: CborValue) -> bytes:
+    if not isinstance(item, bytes) or not item:
+        raise MalformedEvidence("an endorsement is not a byte string")
+    return item
+
+
+def extension_value(raw_cmw: bytes) -> bytes:
+    """The value of the id-pe-cmw extension: ``raw_cmw`` as a DER OCTET STRING (X.690 §8.7, §10)."""
+    length = len(raw_cmw)
+    if length < 0x80:
+        return b"\x04" + bytes((length,)) + raw_cmw
+    size = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return b"\x04" + bytes((0x80 | len(size),)) + size + raw_cmw
+
+
+def cmw_from_extension(value: bytes) -> bytes:
+    """The inverse of :func:`extension_value`; raises MalformedEvidence for anything that it does not write."""
+    if len(value) < 3 or value[0] != 0x04:
+        raise MalformedEvidence("id-pe-cmw does not hold an OCTET STRING")
+    start = 2 + (value[1] & 0x7F if value[1] & 0x80 else 0)
+    raw = value[start:]
+    if not raw or len(raw) > MAX_EVIDENCE_BYTES or extension_value(raw) != value:
+        raise MalformedEvidence("id-pe-cmw is not exactly one DER OCTET STRING")
+    return raw
