@@ -1,0 +1,13 @@
+"""The node: ``cube-mesh proxy`` in front of tenants, ``cube-mesh agent`` in front of a model, one code base.
+
+The files, in the order in which a request meets them (import contracts in ``pyproject.toml`` hold them to it):
+
+start-up:   ``cli`` → ``config`` → ``settings`` → ``node`` (the one file that knows all parts)
+bytes in:   ``tls`` → ``connection`` (with ``bodies``, ``deadlines``) → ``_fastpath`` → ``message``
+the chain:  ``exchange`` → ``middleware`` (``CHAIN`` is the order) through ``ports``
+bytes out:  ``routes`` → ``upstream`` (with ``hops``, ``connectors``) → ``_fastpath`` → ``connection``
+adapters:   ``identity``, ``audit``, ``telemetry``, ``keeper``, ``health`` implement ports and are imported by ``node`` alone
+evidence:   ``keeper`` and ``tls`` are the only callers of the library ``attest``
+"""
+
+__version__ = "0.1.0"
