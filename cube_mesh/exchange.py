@@ -25,7 +25,7 @@ class Exchange:
         "model", "stream", "max_tokens", "temperature",
         "request_size", "response_size", "status", "upstream_status", "error", "outcome", "streamed",
         "input_tokens", "output_tokens", "attestation",
-        "started_wall", "started_at", "body_at", "forwarded_at", "first_byte_at", "ended_at", "frames",
+        "started_wall", "started_at", "body_at", "forwarded_at", "first_byte_at", "ended_at", "frames", "left",
     )  # fmt: skip
 
     def __init__(self, head: RequestHead, client_ip: str) -> None:
@@ -70,3 +70,4 @@ class Exchange:
         self.first_byte_at = 0.0  # first response body byte
         self.ended_at = 0.0
         self.frames = 0  # body pieces relayed
+        self.left = False  # the observers have run; set by the chain

@@ -120,6 +120,7 @@ class JwtIssuer(Section, frozen=True, kw_only=True):
     key_file: str = ""  # PEM public key (RS/ES/EdDSA) or raw secret (HS)
     leeway_s: float = 30.0
     jwks_refresh_s: float = 300.0
+    subject_prefix: str = ""  # put before "sub", for example "corp:"; with several issuers each needs its own
     required_typ: str = ""  # claim "type" that must be present with this value: tokens for other uses do not log in
 
 
@@ -133,6 +134,7 @@ class Identity(Section, frozen=True, kw_only=True):
 
 class Authz(Section, frozen=True, kw_only=True):
     endpoints_file: str = ""  # empty: the built-in policies/authz/endpoints.toml
+    roles_file: str = ""  # empty: the built-in policies/authz/roles.toml
 
 
 class Audit(Section, frozen=True, kw_only=True):
@@ -198,3 +200,4 @@ class Settings(Section, frozen=True, kw_only=True):
     metrics: Metrics = Metrics()
     mesh: Mesh = Mesh()
     attestation: Attestation = Attestation()
+    stages: tuple[str, ...] = ()  # own stages to put into the chain: names of entry points, group cube_mesh.stages

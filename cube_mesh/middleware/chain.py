@@ -1,0 +1,140 @@
+"""The chain: runs the gates in order until one refuses, and every observer once when the exchange ends.
+
+The common case is a loop over bound methods: no task, no await, nothing allocated. A gate that has to wait hands back an
+awaitable, and the rest of the gates run in a coroutine from there on.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from logging import getLogger
+from typing import Any, TypeAlias
+
+from cube_mesh.errors import CubeMeshError, InternalError, PeerError, PolicyError
+from cube_mesh.exchange import Exchange
+from cube_mesh.message import Response, error_response
+
+Verdict: TypeAlias = Response | None
+Enter: TypeAlias = Callable[[Exchange], Verdict | Awaitable[Verdict]]
+Leave: TypeAlias = Callable[[Exchange], None | Awaitable[None]]
+_MISTAKE = "The server made a mistake."
+_log = getLogger("cube_mesh.chain")
+
+
+class Chain:
+    """Stages by name, in order. A stage has ``enter`` (a gate), ``leave`` (an observer), or both.
+
+    ``in_flight`` counts exchanges between ``enter`` and ``leave``; ``failures`` counts, by stage, observers that raised what
+    is not a CubeMeshError. Observers see the exchange in the order of the stages, so audit comes before log and metrics, and
+    what its failure changes (status 503, ``audit_unavailable``) is what they record.
+    """
+
+    def __init__(self, stages: Mapping[str, Any]) -> None:
+        self._gates: tuple[Enter, ...] = tuple(s.enter for s in stages.values() if hasattr(s, "enter"))
+        self._observers: tuple[Leave, ...] = tuple(s.leave for s in stages.values() if hasattr(s, "leave"))
+        self._names = tuple(name for name, s in stages.items() if hasattr(s, "leave"))
+        self.in_flight = 0
+        self.failures: dict[str, int] = {}
+
+    # -- gates
+
+    def enter(self, exchange: Exchange) -> Verdict | Awaitable[Verdict]:
+        """None when every gate passed, else the answer. Never raises; the caller owes one ``leave`` either way."""
+        self.in_flight += 1
+        try:
+            for gate in self._gates:
+                verdict = gate(exchange)
+                if verdict is not None:
+                    return self._stopped(exchange, gate, verdict)
+        except Exception as error:
+            return _refuse(exchange, error)
+        return None
+
+    def _stopped(
+        self, exchange: Exchange, gate: Enter, verdict: Response | Awaitable[Verdict]
+    ) -> Response | Awaitable[Verdict]:
+        if isinstance(verdict, Response):
+            exchange.outcome = "refused"
+            return verdict
+        return self._resume(exchange, self._gates.index(gate) + 1, verdict)
+
+    async def _resume(self, exchange: Exchange, next_gate: int, waiting: Awaitable[Verdict]) -> Verdict:
+        try:
+            verdict = await waiting
+            for gate in self._gates[next_gate:]:
+                if verdict is not None:
+                    break
+                answer = gate(exchange)
+                verdict = answer if answer is None or isinstance(answer, Response) else await answer
+        except Exception as error:
+            return _refuse(exchange, error)
+        if verdict is not None:
+            exchange.outcome = "refused"
+        return verdict
+
+    # -- observers
+
+    def leave(self, exchange: Exchange) -> None | Awaitable[None]:
+        """Run every observer. A second call for the same exchange does nothing: whoever ended it first has recorded it.
+
+        Raises the CubeMeshError of an observer (audit: what is not on record is not answered) after the others have run.
+        """
+        if exchange.left:
+            return None
+        exchange.left = True
+        self.in_flight -= 1
+        refusal: CubeMeshError | None = None
+        for index, observer in enumerate(self._observers):
+            try:
+                waiting = observer(exchange)
+            except Exception as error:
+                refusal = self._observer_failed(exchange, index, error) or refusal
+                continue
+            if waiting is not None:
+                return self._leave_rest(exchange, index, waiting, refusal)
+        if refusal is not None:
+            raise refusal
+        return None
+
+    async def _leave_rest(
+        self, exchange: Exchange, index: int, waiting: Awaitable[None], refusal: CubeMeshError | None
+    ) -> None:
+        pending: Awaitable[None] | None = waiting
+        for at in range(index, len(self._observers)):
+            try:
+                if at != index:
+                    pending = self._observers[at](exchange)
+                if pending is not None:
+                    await pending
+            except Exception as error:
+                refusal = self._observer_failed(exchange, at, error) or refusal
+        if refusal is not None:
+            raise refusal
+
+    def _observer_failed(self, exchange: Exchange, index: int, error: Exception) -> CubeMeshError | None:
+        if isinstance(error, CubeMeshError):
+            exchange.error, exchange.status, exchange.outcome = error, error.status, "failed"
+            return error
+        name = self._names[index]
+        self.failures[name] = self.failures.get(name, 0) + 1
+        if self.failures[name] == 1:
+            _log.error("observer %s failed; its later failures are only counted: %s", name, describe(error))
+        return None
+
+
+def _refuse(exchange: Exchange, error: Exception) -> Response:
+    if not isinstance(error, CubeMeshError):
+        _log.error("a gate failed, request %s: %s", exchange.request_id, describe(error))
+        error = InternalError("internal", _MISTAKE, detail=type(error).__name__)
+    exchange.error = error
+    exchange.outcome = "refused" if isinstance(error, (PeerError, PolicyError)) else "failed"
+    return error_response(error)
+
+
+def describe(error: BaseException) -> str:
+    """Type and stack of an exception, without its message: the text of a ValueError quotes the value, and that may be a
+    tenant's. The detail of our own errors is written by us and may be shown.
+    """
+    name = str(error) if isinstance(error, CubeMeshError) else type(error).__name__
+    return name + "\n" + "".join(traceback.format_tb(error.__traceback__))
