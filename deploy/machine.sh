@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# What a bare Debian or Ubuntu machine needs, in two parts. As root the missing packages are installed; otherwise the
+# exact command is printed.
+#   machine.sh python VENV   a virtual environment at VENV, a C compiler, Python's headers   (fails when it cannot)
+#   machine.sh tools         what demo, tests and benchmarks use: software TPM, nginx, load generators
+#                            (missing ones are named; tests that want them skip, unless CUBE_MESH_REQUIRE=all)
+set -euo pipefail
+
+say() { printf '== %s\n' "$*" >&2; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+may_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+
+apt_install() {
+    say "installing $*"
+    if [ -z "${apt_updated:-}" ]; then
+        apt-get update -qq || say "apt-get update failed; trying with the lists at hand"
+        apt_updated=yes
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" </dev/null >/dev/null
+}
+
+usable() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+pick_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+        if usable "$candidate"; then echo "$candidate"; return; fi
+    done
+    return 1
+}
+
+headers() { "$1" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))'; }
+
+make_python() {
+    local venv=$1 python
+    if ! command -v "${CC:-gcc}" >/dev/null; then
+        may_install || fail "no C compiler, and cube-mesh compiles one extension. Run: sudo apt-get install gcc libc6-dev"
+        apt_install gcc libc6-dev
+    fi
+    if ! python=$(pick_python); then
+        [ -z "${PYTHON:-}" ] || fail "PYTHON=$PYTHON is not a Python 3.11 or later that can make virtual environments"
+        may_install || fail "no Python 3.11 or later with venv. Run: sudo apt-get install python3 python3-venv python3-dev"
+        apt_install python3 python3-venv python3-dev
+        python=$(pick_python) || fail "this system's python3 is older than 3.11; install one and say PYTHON=/path/to/python3"
+    fi
+    if ! headers "$python"; then
+        may_install || fail "Python.h is missing. Run: sudo apt-get install python3-dev"
+        apt_install python3-dev
+        headers "$python" || fail "Python.h of $python is still missing; install its development package"
+    fi
+    if [ ! -x "$venv/bin/python" ]; then
+        say "making $venv with $("$python" --version)"
+        "$python" -m venv "$venv"
+    fi
+}
+
+# program:package
+TOOLS="swtpm:swtpm swtpm_setup:swtpm-tools tpm2_quote:tpm2-tools nginx:nginx-light wrk:wrk h2load:nghttp2-client"
+TCTI=libtss2-tcti-swtpm0
+
+missing_tools() {
+    local pair
+    for pair in $TOOLS; do
+        PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || echo "${pair##*:}"
+    done
+    ls /usr/lib/*/libtss2-tcti-swtpm.so* /usr/lib/libtss2-tcti-swtpm.so* >/dev/null 2>&1 || echo "$TCTI"
+}
+
+make_tools() {
+    local missing
+    missing=$(missing_tools | tr '\n' ' ')
+    [ -n "$missing" ] || return 0
+    if may_install; then
+        # shellcheck disable=SC2086
+        apt_install $missing || say "apt-get install failed"
+        missing=$(missing_tools | tr '\n' ' ')
+    fi
+    [ -z "$missing" ] || say "not on this machine: $missing(tests that want them will skip). Run: sudo apt-get install $missing"
+}
+
+case "${1:-}" in
+    python) make_python "${2:?where to}" ;;
+    tools) make_tools ;;
+    *) fail "usage: machine.sh python VENV | machine.sh tools" ;;
+esac
