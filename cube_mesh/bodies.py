@@ -31,25 +31,24 @@ def read_members(exchange: Exchange, data: bytes, pos: int, end: int) -> None:
 
     Raises FramingError for bytes that parsers could read differently, PeerError for a member of the wrong type.
     """
-    found = scan_members(data, pos, end, _WANTED)
-    if not found:
-        return
-    raw = found.get("model")
-    if raw is not None:
-        model = _decode(raw, str, "model")
-        if len(model) > _MAX_MODEL:
-            raise PeerError("invalid_member", _INVALID, param="model")
-        exchange.model = model
-    raw = found.get("stream")
-    if raw is not None and raw != b"null":
-        exchange.stream = _decode(raw, bool, "stream")
-    for name in ("max_tokens", "max_completion_tokens"):
-        raw = found.get(name)
-        if raw is not None and raw != b"null":
+    for name, raw in scan_members(data, pos, end, _WANTED).items():
+        if name == "model":
+            exchange.model = _model(raw)
+        elif raw == b"null":
+            continue
+        elif name == "stream":
+            exchange.stream = _decode(raw, bool, name)
+        elif name == "temperature":
+            exchange.temperature = _decode(raw, float, name)
+        else:
             exchange.max_tokens = _decode(raw, int, name)
-    raw = found.get("temperature")
-    if raw is not None and raw != b"null":
-        exchange.temperature = _decode(raw, float, "temperature")
+
+
+def _model(raw: bytes) -> str:
+    model = _decode(raw, str, "model")
+    if len(model) > _MAX_MODEL:
+        raise PeerError("invalid_member", _INVALID, param="model")
+    return model
 
 
 def _decode(raw: bytes, kind: type[T], name: str) -> T:

@@ -5,6 +5,19 @@ cdef enum:
     MAX_DEPTH = 64
 
 
+cdef inline bint _plain8(bytes_ptr p) noexcept nogil:
+    """Whether eight bytes of a string are all plain ASCII: no quote, no backslash, no control, nothing above 0x7F."""
+    cdef unsigned long long x, low, quote, slash
+    cdef unsigned long long ones = 0x0101010101010101ULL
+    memcpy(&x, p, 8)
+    low = (x - ones * 0x20) & ~x
+    quote = x ^ (ones * 0x22)
+    slash = x ^ (ones * 0x5C)
+    quote = (quote - ones) & ~quote
+    slash = (slash - ones) & ~slash
+    return ((x | low | quote | slash) & (ones * 0x80)) == 0
+
+
 cdef class JsonScan:
     """Cursor over one JSON text."""
 
@@ -27,11 +40,15 @@ cdef class JsonScan:
     cdef int string(self) except -1:
         """Past one string; returns 1 if it has escapes. UTF-8 is checked (RFC 3629), controls are refused."""
         cdef unsigned char c
-        cdef int escapes = 0, i
+        cdef int escapes = 0
         if self.at >= self.end or self.b[self.at] != c'"':
             self.fail()
         self.at += 1
         while self.at < self.end:
+            while self.end - self.at >= 8 and _plain8(self.b + self.at):
+                self.at += 8
+            if self.at >= self.end:
+                break
             c = self.b[self.at]
             if c == c'"':
                 self.at += 1
