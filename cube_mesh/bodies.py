@@ -70,12 +70,28 @@ class _Usage(msgspec.Struct):
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 
 
-class UsageTail:
-    """The last kilobytes of a response, and the token usage that the backend reported in them.
+def read_usage(data: bytes) -> tuple[int | None, int | None]:
+    """(input, output) tokens that the backend reported in the end of a response; None where it did not say.
 
-    Inside a JSON string every quote is escaped, so ``"usage"`` is a member name wherever it stands in the raw bytes; the last
-    one counts, which is where OpenAI's responses and the last event of its streams carry it.
+    Inside a JSON string every quote is escaped, so ``"usage"`` is a member name wherever it stands in the raw bytes; the
+    last one counts, which is where OpenAI's responses and the last event of its streams carry it.
     """
+    at = data.rfind(b'"usage"')
+    at = data.find(b"{", at, at + 16) if at >= 0 else -1
+    end = value_end(data, at) if at >= 0 else -1
+    if end < 0:
+        return None, None
+    try:
+        usage = _decode_usage(data[at:end])
+    except msgspec.DecodeError:
+        return None, None
+    given = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
+    made = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
+    return given, made
+
+
+class UsageTail:
+    """The last kilobytes of a response that comes in pieces, for ``read_usage``."""
 
     __slots__ = ("_kept",)
 
@@ -89,19 +105,4 @@ class UsageTail:
             del kept[:-_KEEP]
 
     def tokens(self) -> tuple[int | None, int | None]:
-        """(input, output) as reported; None where the backend did not say."""
-        data = bytes(self._kept)
-        at = data.rfind(b'"usage"')
-        if at < 0:
-            return None, None
-        at = data.find(b"{", at, at + 16)
-        end = value_end(data, at) if at >= 0 else -1
-        if end < 0:
-            return None, None
-        try:
-            usage = _decode_usage(data[at:end])
-        except msgspec.DecodeError:
-            return None, None
-        given = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
-        made = usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens
-        return given, made
+        return read_usage(bytes(self._kept))

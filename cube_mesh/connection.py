@@ -23,7 +23,7 @@ from cube_mesh._fastpath import (
     frame_chunk,
     scan_request,
 )
-from cube_mesh.bodies import UsageTail, read_members
+from cube_mesh.bodies import UsageTail, read_members, read_usage
 from cube_mesh.deadlines import NEVER, Sweeper
 from cube_mesh.errors import CubeMeshError, DependencyError, FramingError, InternalError, PeerError
 from cube_mesh.exchange import Exchange
@@ -433,8 +433,10 @@ class Downstream(asyncio.Protocol):
         exchange.status = exchange.upstream_status = head.status
         exchange.streamed = head.event_stream
         exchange.response_size = len(payload)
-        operation = exchange.endpoint.operation if exchange.endpoint is not None else ""
-        if operation:
+        counted = exchange.endpoint is not None and exchange.endpoint.operation != ""
+        if counted and done:
+            exchange.input_tokens, exchange.output_tokens = read_usage(payload)
+        elif counted:
             self._usage = UsageTail()
             self._usage.add(payload)
         if done:
@@ -530,9 +532,9 @@ class Downstream(asyncio.Protocol):
         exchange.outcome = outcome
         exchange.ended_at = perf_counter()
         self._upstream = None
-        usage, self._usage = self._usage, None
-        if usage is not None:
-            exchange.input_tokens, exchange.output_tokens = usage.tokens()
+        if self._usage is not None:
+            exchange.input_tokens, exchange.output_tokens = self._usage.tokens()
+            self._usage = None
         try:
             waiting = self._service.chain.leave(exchange)
         except CubeMeshError as error:
