@@ -1,0 +1,251 @@
+"""An open attested channel: an asyncio Protocol towards TCP, a Transport towards the application's protocol.
+
+It exists only after the gate has opened (``opening`` makes it), so no application byte can pass before. A record costs
+one ``bio_write``, one ``recv`` and one call of the inner protocol; plaintext is never buffered, ciphertext only in the
+TCP transport, whose water marks reach the inner protocol as ``pause_writing`` and ``resume_writing``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from OpenSSL import SSL
+
+MAX_RECORD = 16_384  # plaintext of one TLS 1.3 record (RFC 8446 §5.1)
+_HEADER = 5
+_SPARE = 512  # record overhead, and a KeyUpdate that leaves together with data
+
+
+class TruncatedStream(ConnectionError):
+    """The peer's stream ended without close_notify: nobody can tell whether it was whole."""
+
+
+class ChannelExpired(ConnectionError):
+    """What was accepted about the peer has ended, and the channel with it."""
+
+
+class Channel(asyncio.Protocol, asyncio.Transport):
+    """See the module. ``info`` answers ``get_extra_info`` before the TCP transport is asked."""
+
+    def __init__(
+        self, tls: SSL.Connection, tcp: asyncio.Transport, inner: asyncio.BaseProtocol, info: Mapping[str, Any]
+    ) -> None:
+        self._tls = tls
+        self._recv = tls.recv
+        self._bio_write = tls.bio_write
+        self._tcp = tcp
+        self._tcp_write = tcp.write
+        self._info = info
+        self._error: Exception | None = None
+        self._position = _RecordPosition()
+        self._aligned = True  # received bytes end where a record ends
+        self._paused = False
+        self._closing = False
+        self._peer_closed = False
+        self._expiry: asyncio.TimerHandle | None = None
+        self.set_protocol(inner)
+
+    def start(self, rest: bytes, expires_in_s: float) -> None:
+        """Hand over: connection_made, then what the peer has already sent; the expiry timer runs from here."""
+        self._expiry = asyncio.get_running_loop().call_later(max(0.0, expires_in_s), self._expire)
+        self._inner.connection_made(self)
+        if rest and not self._closing:
+            self._deliver(rest)
+        self._drain()
+
+    # --- from TCP ---
+
+    def data_received(self, data: bytes) -> None:
+        """Ciphertext in, plaintext to the inner protocol."""
+        if self._closing:
+            return
+        self._bio_write(data)
+        if self._aligned and not self._paused and len(data) > _HEADER and len(data) == _HEADER + (data[3] << 8 | data[4]):
+            try:  # exactly one record, the common case: spares the second recv that only finds out that there is no more
+                plain = self._recv(MAX_RECORD)
+            except SSL.Error as error:
+                self._read_failed(error)
+            else:
+                self._deliver(plain)
+            return
+        self._aligned = self._position.advance(data)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Deliver whole records until there are no more, or the inner protocol pauses or closes."""
+        recv = self._recv
+        while not self._paused and not self._closing:
+            try:
+                plain = recv(MAX_RECORD)
+            except SSL.Error as error:
+                self._read_failed(error)
+                return
+            self._deliver(plain)
+
+    def _read_failed(self, error: SSL.Error) -> None:
+        if isinstance(error, SSL.WantReadError):
+            return
+        if not isinstance(error, SSL.ZeroReturnError):
+            self._break(error)
+        elif not self._peer_closed:
+            self._peer_closed = True
+            if not self._inner.eof_received():
+                self.close()
+
+    def eof_received(self) -> bool:
+        """TCP ended. After close_notify the inner protocol may go on writing; without one the stream is broken."""
+        if self._peer_closed:
+            return not self._closing
+        if not self._closing:
+            self._error = TruncatedStream("the peer closed TCP without close_notify")
+        return False
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._inner.connection_lost(self._error or exc)
+
+    # --- to TCP, for the inner protocol ---
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt and send; after ``close`` the data is dropped, as by asyncio's own transports."""
+        if self._closing or not data:
+            return
+        size = len(data)
+        try:
+            if size <= MAX_RECORD:
+                self._tls.send(data)
+            else:
+                self._send_records(data)
+        except SSL.Error as error:
+            self._break(error)
+            return
+        self._flush(size + (size >> 8) + _SPARE)
+
+    def writelines(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+        """As one ``write``: small parts share a record."""
+        self.write(b"".join(parts))
+
+    def close(self) -> None:
+        """close_notify, then TCP's close when everything is sent. connection_lost follows."""
+        if self._closing:
+            return
+        self._closing = True
+        try:
+            self._tls.shutdown()
+            self._flush(_SPARE)
+        except SSL.Error:
+            pass  # the session is broken already; TCP's end is then all that the peer gets, and it knows what that means
+        self._tcp.close()
+
+    def abort(self) -> None:
+        """End at once and without close_notify: the peer sees a broken stream."""
+        self._closing = True
+        self._tcp.abort()
+
+    def is_closing(self) -> bool:
+        return self._closing or self._tcp.is_closing()
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        self._tcp.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._paused and not self._closing:
+            self._paused = False
+            self._tcp.resume_reading()
+            asyncio.get_running_loop().call_soon(self._drain)  # records that arrived before the pause
+
+    def is_reading(self) -> bool:
+        return not self._paused and not self._closing
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._tcp.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes of ciphertext not yet given to the kernel."""
+        return self._tcp.get_write_buffer_size()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._tcp.get_write_buffer_limits()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """"attestation", "peer_id", "expires_at" (Unix seconds), "mode"; anything else is asked of the TCP transport."""
+        found = self._info.get(name)
+        return self._tcp.get_extra_info(name, default) if found is None else found
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        if not isinstance(protocol, asyncio.Protocol):
+            raise TypeError("an attested channel carries an asyncio.Protocol")
+        self._inner = protocol
+        self._deliver: Callable[[bytes], None] = protocol.data_received
+
+    def get_protocol(self) -> asyncio.Protocol:
+        return self._inner
+
+    # --- inside ---
+
+    def _send_records(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        sent = 0
+        while sent < len(view):
+            sent += self._tls.send(view[sent : sent + MAX_RECORD])
+
+    def _flush(self, room: int) -> None:
+        """Move ciphertext to TCP. ``room`` is more than one call leaves behind, so one read nearly always empties the BIO."""
+        while True:
+            try:
+                data = self._tls.bio_read(room)
+            except SSL.WantReadError:
+                return
+            self._tcp_write(data)
+            if len(data) < room:
+                return
+
+    def _break(self, error: Exception) -> None:
+        self._error = error
+        try:
+            self._flush(_SPARE)  # the alert
+        except SSL.Error:
+            pass
+        self.abort()
+
+    def _expire(self) -> None:
+        self._error = ChannelExpired("the accepted attestation of the peer has expired")
+        self.abort()  # without close_notify: whatever was under way is not whole
+
+
+class _RecordPosition:
+    """Follows record boundaries through received ciphertext by the length fields of their headers."""
+
+    __slots__ = ("_head", "_missing")
+
+    def __init__(self) -> None:
+        self._head = b""  # of a record whose header is not complete
+        self._missing = 0  # bytes that the current record still lacks
+
+    def advance(self, data: bytes) -> bool:
+        """Take the next received bytes; True when they end where a record ends."""
+        data = self._head + data
+        self._head = b""
+        position, size = self._missing, len(data)
+        while position + _HEADER <= size:
+            position += _HEADER + (data[position + 3] << 8 | data[position + 4])
+        if position < size:
+            self._head = data[position:]
+            self._missing = 0
+            return False
+        self._missing = position - size
+        return self._missing == 0

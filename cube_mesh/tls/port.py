@@ -1,0 +1,65 @@
+"""What ``tls`` needs from the node's keeper. Async methods, bytes in, frozen values out: the keeper may be another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from attest.appraise import AttestationResult
+from attest.binding import Expected, Phase, Role
+from cube_mesh.tls.identity import Leaf, SpiffeId
+from cube_mesh.tls.reasons import Phase as GatePhase
+
+
+class KeeperPort(Protocol):
+    """Owner of the leaf key, the TEE or TPM and the evidence policies."""
+
+    @property
+    def node_id(self) -> SpiffeId: ...
+
+    @property
+    def leaf(self) -> Leaf:
+        """The current leaf; a new object when it rotates. Raises Refusal ``evidence_unavailable`` when there is none."""
+        ...
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """DER of the mesh CAs."""
+        ...
+
+    async def evidence(
+        self,
+        role: Role,
+        phase: Phase,
+        *,
+        spki_hash: bytes,
+        nonce: bytes | None = None,
+        channel_binding: bytes | None = None,
+        peer_spki_hash: bytes | None = None,
+    ) -> bytes:
+        """Evidence of this node, encoded. Waits for its turn at the device; the caller has the deadline."""
+        ...
+
+    async def appraise(self, raw: bytes, expected: Expected, policy_name: str) -> AttestationResult:
+        """Verify and appraise; raises ``attest.AttestError`` when the evidence is not accepted."""
+        ...
+
+
+class GateEvent(msgspec.Struct, frozen=True):
+    """How one attempt to open a channel ended: for the log, the metric and the audit event.
+
+    ``reason`` is "ok" or a code of ``reasons``; ``side`` is this node's end. The duration runs from the first TLS byte.
+    """
+
+    reason: str
+    phase: GatePhase
+    side: str  # "client" | "server"
+    mode: str
+    peer_id: str  # as far as known, proven only when reason is "ok"
+    duration_ms: float
+    detail: str = ""
+
+
+OnGate: TypeAlias = Callable[[GateEvent], None]
