@@ -76,6 +76,11 @@ class Service:
         for connection in list(self.connections):
             connection.drain()
 
+    def cut(self) -> None:
+        """The drain deadline has passed: what still runs fails, with an error answer or a terminal frame."""
+        for connection in list(self.connections):
+            connection.cut()
+
 
 def render(response: Response, request_id: str, *, close: bool, head_only: bool = False) -> bytes:
     """A response of our own as bytes."""
@@ -173,6 +178,16 @@ class Downstream(asyncio.Protocol):
             self._close_after = True
         elif not self._head_started:
             self.transport.close()
+
+    def cut(self) -> None:
+        exchange = self._exchange
+        if exchange is None or exchange.ended_at:
+            self.transport.abort()
+            return
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._fail(DependencyError("shutting_down", "The server is shutting down.", status=503))
 
     def on_deadline(self, now: float) -> None:
         exchange = self._exchange

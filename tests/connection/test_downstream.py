@@ -439,6 +439,18 @@ async def test_draining_finishes_what_runs() -> None:
     assert b"connection: close" in busy.wire.sent and busy.wire.closed
 
 
+async def test_the_end_of_draining_cuts_with_an_honest_end() -> None:
+    waiting, streaming = Rig(), Rig()
+    await waiting.send(POST)
+    waiting.service.cut()
+    assert error_of(waiting.wire.sent)["code"] == "shutting_down" and waiting.ended.status == 503
+    await streaming.send(POST)
+    await streaming.answer(SSE + b"9\r\ndata: 1\n\n\r\n")
+    streaming.service.cut()
+    assert b'"code":"shutting_down"' in streaming.wire.sent and streaming.wire.closed
+    assert streaming.ended.outcome == "failed" and streaming.up.aborted
+
+
 async def test_claims_about_attestation_do_not_cross() -> None:
     rig = Rig()
     await rig.send(POST.replace(b"Host: h", b"Host: h\r\nX-Attestation-Ok: true\r\nX-Forwarded-For: 6.6.6.6\r\nCookie: c"))
