@@ -1,7 +1,9 @@
-"""Who may do what in which domain: members from the configuration, permissions by role from ``policies/authz/roles.toml``.
+"""Who may do what in which domain: members from the configuration, permissions by role from
+``policies/authz/roles.toml``.
 
-The embedded authorizer; SpiceDB comes behind the same port. Everything is decided when the table is built: a request costs
-three look-ups and no allocation. A domain that does not exist and one of which the caller is no member are answered alike.
+The embedded authorizer; SpiceDB comes behind the same port. Everything is decided when the table is built: a request
+costs three look-ups and no allocation. A domain that does not exist and one of which the caller is no member are
+answered alike.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class DomainAuthorizer:
             self._grants[domain.id] = _members(domain, roles)
 
     def authorize(self, principal: Principal, domain_id: str, permission: str) -> Grant:
-        """The grant, or PolicyError 403: ``domain_forbidden`` (not a member), ``permission_denied`` (the role lacks it)."""
+        """The grant, or PolicyError 403: ``domain_forbidden`` (not a member), ``permission_denied`` (the role lacks
+        it).
+        """
         if principal.domain_id is not None and principal.domain_id != domain_id:
             raise _forbidden(f"the credential belongs to the domain {principal.domain_id}")
         granted = self._grants.get(domain_id, _NONE).get(principal.subject)

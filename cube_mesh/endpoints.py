@@ -1,7 +1,7 @@
 """The endpoint table: what a method and a path mean. Exact or by whole segments; what is not listed does not exist.
 
-Read from TOML, ``policies/authz/endpoints.toml`` unless the operator names another file. No prefix, no pattern, no default:
-a path that looks like an endpoint and is not one cannot pick up that endpoint's permission.
+Read from TOML, ``policies/authz/endpoints.toml`` unless the operator names another file. No prefix, no pattern, no
+default: a path that looks like an endpoint and is not one cannot pick up that endpoint's permission.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from cube_mesh.ports import Authenticator, Principal
 
 
 class Authn:
-    """Gate. Sets the principal; 401 ``missing_credentials`` or ``invalid_api_key``, the same phrase for every reason."""
+    """Gate. Sets the principal; 401 ``missing_credentials`` or ``invalid_api_key``, the same phrase for every reason.
+    """
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticate = authenticator.authenticate
@@ -21,9 +22,8 @@ class Authn:
         if authorization is None:
             raise PolicyError("missing_credentials", "You did not provide an API key or token.", status=401)
         if head.count(b"authorization") != 1:
-            raise PolicyError(
-                "invalid_api_key", "The API key or token is not valid.", status=401, detail="Authorization appears twice"
-            )
+            message = "The API key or token is not valid."
+            raise PolicyError("invalid_api_key", message, status=401, detail="Authorization appears twice")
         principal = self._authenticate(authorization)
         if type(principal) is Principal:
             exchange.principal = principal

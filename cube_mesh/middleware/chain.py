@@ -1,7 +1,7 @@
 """The chain: runs the gates in order until one refuses, and every observer once when the exchange ends.
 
-The common case is a loop over bound methods: no task, no await, nothing allocated. A gate that has to wait hands back an
-awaitable, and the rest of the gates run in a coroutine from there on.
+The common case is a loop over bound methods: no task, no await, nothing allocated. A gate that has to wait hands back
+an awaitable, and the rest of the gates run in a coroutine from there on.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _log = getLogger("cube_mesh.chain")
 class Chain:
     """Stages by name, in order. A stage has ``enter`` (a gate), ``leave`` (an observer), or both.
 
-    ``in_flight`` counts exchanges between ``enter`` and ``leave``; ``failures`` counts, by stage, observers that raised what
-    is not a CubeMeshError. Observers see the exchange in the order of the stages, so audit comes before log and metrics, and
-    what its failure changes (status 503, ``audit_unavailable``) is what they record.
+    ``in_flight`` counts exchanges between ``enter`` and ``leave``; ``failures`` counts, by stage, observers that
+    raised what is not a CubeMeshError. Observers see the exchange in the order of the stages, so audit comes before
+    log and metrics, and what its failure changes (status 503, ``audit_unavailable``) is what they record.
     """
 
     def __init__(self, stages: Mapping[str, Any]) -> None:
@@ -78,7 +78,8 @@ class Chain:
     def leave(self, exchange: Exchange) -> None | Awaitable[None]:
         """Run every observer. A second call for the same exchange does nothing: whoever ended it first has recorded it.
 
-        Raises the CubeMeshError of an observer (audit: what is not on record is not answered) after the others have run.
+        Raises the CubeMeshError of an observer (audit: what is not on record is not answered) after the others have
+        run.
         """
         if exchange.left:
             return None

@@ -1,5 +1,5 @@
-"""Peer: the agent's counterpart of tenant and authn. The caller is the proxy at the other end of mutual TLS, whose leaf the
-handshake has checked against the allow-list; it speaks for a domain that it names in ``x-cube-domain``.
+"""Peer: the agent's counterpart of tenant and authn. The caller is the proxy at the other end of mutual TLS, whose
+leaf the handshake has checked against the allow-list; it speaks for a domain that it names in ``x-cube-domain``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Request id: what a request is called, everywhere. Takes the client's ``x-request-id`` and W3C trace if well formed, else
-makes new ones. Runs first, so that even a refusal has both in its audit event and its answer.
+"""Request id: what a request is called, everywhere. Takes the client's ``x-request-id`` and W3C trace if well formed,
+else makes new ones. Runs first, so that even a refusal has both in its audit event and its answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ _VALID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 
 
 class RequestId:
-    """Gate that never refuses. ``recording`` says whether this node exports spans; without it no new trace is sampled."""
+    """Gate that never refuses. ``recording`` says whether this node exports spans; without it no new trace is
+    sampled.
+    """
 
     def __init__(self, sample_ratio: float = 1.0, *, recording: bool = False) -> None:
         self._ratio = sample_ratio if recording else 0.0

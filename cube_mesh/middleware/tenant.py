@@ -1,7 +1,8 @@
 """Tenant: the path contract. ``[prefix]/{domain}/rest?query`` or nothing: the domain is a UUID in its canonical form.
 
-Sets the domain, the request-target for the upstream and, from the table, the endpoint: metrics and audit need its name also
-for requests that are refused next. Whether the domain exists is not asked here, so that the answer cannot tell.
+Sets the domain, the request-target for the upstream and, from the table, the endpoint: metrics and audit need its
+name also for requests that are refused next. Whether the domain exists is not asked here, so that the answer cannot
+tell.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _WIDTH = 37  # a slash and 36 characters
 
 
 class Tenant:
-    """Gate. Refuses with 400 ``invalid_domain`` what has no tenant; RFC 9562 section 4, lower case, hyphens, no braces."""
+    """Gate. Refuses with 400 ``invalid_domain`` what has no tenant; RFC 9562 section 4, lower case, hyphens, no
+    braces.
+    """
 
     def __init__(self, endpoints: EndpointTable, path_prefix: str = "") -> None:
         if path_prefix and (path_prefix[0] != "/" or path_prefix[-1] == "/" or not path_prefix.isascii()):

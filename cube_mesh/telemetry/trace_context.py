@@ -1,7 +1,8 @@
 """W3C Trace Context, Level 1: reading it strictly, and the span ids of this node's two spans.
 
-A node has a server span and, towards its upstream, a client span. Their ids differ in the last digit alone (0 and 1), so
-that the second need not be kept: 60 random bits are left, and neither can be the forbidden all-zero id but by chance 2^-60.
+A node has a server span and, towards its upstream, a client span. Their ids differ in the last digit alone (0 and 1),
+so that the second need not be kept: 60 random bits are left, and neither can be the forbidden all-zero id but by
+chance 2^-60.
 """
 
 from __future__ import annotations
