@@ -610,11 +610,10 @@ class Downstream(asyncio.Protocol):
         self._pending = b""
         self.deadline = perf_counter() + _LINGER_S
         self._resume_reading()
-        write_eof = getattr(self.transport, "write_eof", None)
-        if write_eof is None:
-            self.transport.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         else:
-            write_eof()
+            self.transport.close()
 
     # -- without an exchange
 

@@ -71,7 +71,9 @@ def exported_keys(exporter: Exporter, cipher_suite: str, sender: Role) -> Export
     size = hashlib.new(hash_name).digest_size
     side = b"client" if sender is Role.CLIENT else b"server"
     label = b"EXPORTER-" + side + b" authenticator "
-    return ExportedKeys(hash_name, exporter(label + b"handshake context", b"", size), exporter(label + b"finished key", b"", size))
+    return ExportedKeys(
+        hash_name, exporter(label + b"handshake context", b"", size), exporter(label + b"finished key", b"", size)
+    )
 
 
 # --- requests (RFC 9261 §4) ---

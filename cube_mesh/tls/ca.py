@@ -31,11 +31,11 @@ class IssuedFiles(NamedTuple):
 
 
 def init_ca(directory: Path | str, trust_domain: str, *, days: int = 3650, now: datetime | None = None) -> IssuedFiles:
-    """Make a mesh CA in ``directory``: ``ca.crt`` (0644) and ``ca.key`` (0600). ConfigError when one is there already."""
-    parse = _spiffe_id(trust_domain, "proxy", "x")  # the domain has the one spelling that ids have
+    """Make a mesh CA in ``directory``: ``ca.crt`` (0644) and ``ca.key`` (0600); ConfigError when one is there."""
+    _spiffe_id(trust_domain, "proxy", "x")  # refuses a domain that ids could not carry
     start = now or datetime.now(UTC)
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{parse.trust_domain} mesh CA"[:64])])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{trust_domain} mesh CA"[:64])])
     builder = _builder(name, name, key.public_key(), start, days)
     certificate = (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -60,7 +60,7 @@ def issue_leaf(
 ) -> IssuedFiles:
     """Issue ``spiffe://<trust-domain>/<role>/<node_id>`` with a new key as ``<role>-<node_id>.crt`` and ``.key``.
 
-    The trust domain is the CA's. ``days`` is 1 to 397 and never beyond the CA's own end. ConfigError says what is wrong.
+    The trust domain is the CA's. ``days`` is 1 to 397 and ends with the CA at the latest. ConfigError says what is wrong.
     """
     if not 1 <= days <= MAX_LEAF_DAYS:
         raise ConfigError(f"a leaf is valid for 1 to {MAX_LEAF_DAYS} days, not {days}", key="days")
@@ -68,9 +68,13 @@ def issue_leaf(
     spiffe_id = _spiffe_id(_trust_domain_of(ca_certificate), role, node_id)
     key = ec.generate_private_key(ec.SECP256R1())
     start = now or datetime.now(UTC)
-    builder = _builder(x509.Name([]), ca_certificate.subject, key.public_key(), start, days, ca_certificate.not_valid_after_utc)
+    builder = _builder(
+        x509.Name([]), ca_certificate.subject, key.public_key(), start, days, ca_certificate.not_valid_after_utc
+    )
     certificate = (
-        builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe_id))]), critical=True)
+        builder.add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe_id))]), critical=True
+        )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(LEAF_KEY_USAGE, critical=True)
         .add_extension(x509.ExtendedKeyUsage([EKU[TLS_ROLE[role]]]), critical=False)
@@ -120,7 +124,7 @@ _CA_KEY_USAGE = x509.KeyUsage(
 
 
 def _name_constraints(trust_domain: str) -> x509.NameConstraints:
-    """Only URIs of the trust domain: no DNS name, mail or IP address can be certified by a mesh CA (RFC 5280 §4.2.1.10)."""
+    """Only URIs of the trust domain; DNS names and IP addresses are excluded whole (RFC 5280 §4.2.1.10)."""
     everything: list[x509.GeneralName] = [
         x509.DNSName(""),
         x509.IPAddress(ip_network("0.0.0.0/0")),
@@ -134,7 +138,9 @@ def _trust_domain_of(certificate: x509.Certificate) -> str:
         constraints = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
     except x509.ExtensionNotFound:
         raise ConfigError("the CA certificate names no trust domain", key="ca") from None
-    names = [name.value for name in constraints.permitted_subtrees or () if isinstance(name, x509.UniformResourceIdentifier)]
+    names = [
+        name.value for name in constraints.permitted_subtrees or () if isinstance(name, x509.UniformResourceIdentifier)
+    ]
     if len(names) != 1:
         raise ConfigError("the CA certificate does not name exactly one trust domain", key="ca")
     return names[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from OpenSSL import SSL
@@ -62,8 +63,13 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         if self._closing:
             return
         self._bio_write(data)
-        if self._aligned and not self._paused and len(data) > _HEADER and len(data) == _HEADER + (data[3] << 8 | data[4]):
-            try:  # exactly one record, the common case: spares the second recv that only finds out that there is no more
+        if (
+            self._aligned
+            and not self._paused
+            and len(data) > _HEADER
+            and len(data) == _HEADER + (data[3] << 8 | data[4])
+        ):
+            try:  # one whole record, the common case: spares the recv that only finds out that there is no more
                 plain = self._recv(MAX_RECORD)
             except SSL.Error as error:
                 self._read_failed(error)
@@ -140,11 +146,9 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         if self._closing:
             return
         self._closing = True
-        try:
+        with suppress(SSL.Error):  # a session that is broken cannot say goodbye: the peer sees a truncated stream
             self._tls.shutdown()
             self._flush(_SPARE)
-        except SSL.Error:
-            pass  # the session is broken already; TCP's end is then all that the peer gets, and it knows what that means
         self._tcp.close()
 
     def abort(self) -> None:
@@ -179,7 +183,7 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         return self._tcp.get_write_buffer_limits()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """"attestation", "peer_id", "expires_at" (Unix seconds), "mode"; anything else is asked of the TCP transport."""
+        """ "attestation", "peer_id", "expires_at" (Unix seconds) and "mode"; the TCP transport answers the rest."""
         found = self._info.get(name)
         return self._tcp.get_extra_info(name, default) if found is None else found
 
@@ -204,7 +208,7 @@ class Channel(asyncio.Protocol, asyncio.Transport):
             sent += self._tls.send(view[sent : sent + MAX_RECORD])
 
     def _flush(self, room: int) -> None:
-        """Move ciphertext to TCP. ``room`` is more than one call leaves behind, so one read nearly always empties the BIO."""
+        """Move ciphertext to TCP. ``room`` is more than was just written, so one read empties the BIO."""
         while True:
             try:
                 data = self._tls.bio_read(room)
@@ -216,10 +220,8 @@ class Channel(asyncio.Protocol, asyncio.Transport):
 
     def _break(self, error: Exception) -> None:
         self._error = error
-        try:
+        with suppress(SSL.Error):
             self._flush(_SPARE)  # the alert
-        except SSL.Error:
-            pass
         self.abort()
 
     def _expire(self) -> None:

@@ -46,7 +46,7 @@ def log_gate(event: GateEvent) -> None:
 
 
 class AttestedConnector:
-    """``ports.Connector`` to one agent: TCP, TLS 1.3, evidence, gate. ConfigError when the target is not fully named."""
+    """``ports.Connector`` to one agent: TCP, TLS 1.3, evidence, gate. ConfigError for a target not fully named."""
 
     def __init__(
         self,
@@ -89,7 +89,9 @@ class AttestedConnector:
 
         def make_opening() -> Opening:
             left = max(0.0, deadline - loop.time())
-            return Opening(self._plan(alpn), self._keeper, lambda: self._make_tls(alpn), lambda _: factory(), on_end, left)
+            return Opening(
+                self._plan(alpn), self._keeper, lambda: self._make_tls(alpn), lambda _: factory(), on_end, left
+            )
 
         opening = await self._connect_tcp(make_opening, deadline)
         try:
@@ -224,7 +226,7 @@ class _TurnedAway(asyncio.Protocol):
 
 
 def check_target(upstream: Upstream, trust_domain: str) -> SpiffeId:
-    """An attested target names the node that it expects and the policy that its evidence must pass; else ConfigError."""
+    """An attested target names the node it expects and the policy its evidence must pass; else ConfigError."""
     key = f"upstreams.{upstream.name}"
     if not upstream.policy:
         raise ConfigError("an attested upstream needs an evidence policy", key=f"{key}.policy")
@@ -300,4 +302,6 @@ def _as_dependency_error(event: GateEvent, detail: str) -> CubeMeshError:
 
 
 def _unreachable(detail: str, status: int) -> DependencyError:
-    return DependencyError("upstream_connect", "The upstream could not be reached.", detail=detail, status=status, retryable=True)
+    return DependencyError(
+        "upstream_connect", "The upstream could not be reached.", detail=detail, status=status, retryable=True
+    )

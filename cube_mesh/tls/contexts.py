@@ -74,7 +74,7 @@ def server_connection(context: SSL.Context) -> SSL.Connection:
 
 
 def check_server_name(name: str) -> bytes:
-    """The SNI as bytes; ValueError when OpenSSL would silently leave it out (empty, above 255 bytes) or it is not ASCII."""
+    """The SNI as bytes; ValueError when it is not ASCII, or OpenSSL would silently leave it out (above 255 bytes)."""
     raw = name.encode("ascii")
     if not 1 <= len(raw) <= MAX_SNI_BYTES or b"\x00" in raw:
         raise ValueError(f"a server name has 1 to {MAX_SNI_BYTES} bytes, not {len(raw)}")
@@ -94,7 +94,7 @@ def _select_protocol(_connection: SSL.Connection, offered: list[bytes]) -> bytes
 
 
 class Contexts:
-    """Contexts for the keeper's leaf of the moment: one is made when the leaf has rotated, and kept until it does again."""
+    """The context for the keeper's leaf of the moment, kept until the leaf rotates."""
 
     def __init__(self, *, server: bool) -> None:
         self._server = server

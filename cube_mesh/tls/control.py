@@ -46,7 +46,7 @@ class ControlLink:
         self._drop()
 
     async def attest_once(self) -> ChannelAttestation:
-        """Attest now on a new control connection, which replaces the old; raises DependencyError as ``connect`` does."""
+        """Attest now on a new control connection, which replaces the old; DependencyError as by ``connect``."""
         end = ControlEnd(lambda exc: self._lost(end, exc))
         await self._connector.connect_control(lambda: end)
         assert end.transport is not None

@@ -281,7 +281,13 @@ class Gate:
         self._result = result
         self._peer_known = True
         plan = self.plan
-        ends = (plan.interval_s + now, plan.max_age_s + now, self._facts.leaf.not_after, self.peer.not_after, result.expires)
+        ends = (
+            plan.interval_s + now,
+            plan.max_age_s + now,
+            self._facts.leaf.not_after,
+            self.peer.not_after,
+            result.expires,
+        )
         self._expires_at = min(ends)
         if plan.role is Role.CLIENT:
             return [self._collect()]

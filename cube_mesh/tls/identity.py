@@ -98,7 +98,13 @@ def load_leaf(cert_der: bytes, key: ec.EllipticCurvePrivateKey, chain_der: tuple
 
 
 def self_signed_leaf(
-    node_id: SpiffeId, key: ec.EllipticCurvePrivateKey, passport: bytes, *, serial: int, not_before: float, not_after: float
+    node_id: SpiffeId,
+    key: ec.EllipticCurvePrivateKey,
+    passport: bytes,
+    *,
+    serial: int,
+    not_before: float,
+    not_after: float,
 ) -> Leaf:
     """An agent's leaf: its id as the only name, its role's EKU, its passport as id-pe-cmw (non-critical)."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node_id.name[:64])])

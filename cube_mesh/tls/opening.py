@@ -21,7 +21,19 @@ from attest.errors import AttestError
 from cube_mesh.ports import ChannelAttestation
 from cube_mesh.tls.channel import Channel
 from cube_mesh.tls.contexts import MODE
-from cube_mesh.tls.gate import Appraise, Close, Collect, Command, Facts, Gate, Open, Plan, Send, check_handshake, refusal_frame
+from cube_mesh.tls.gate import (
+    Appraise,
+    Close,
+    Collect,
+    Command,
+    Facts,
+    Gate,
+    Open,
+    Plan,
+    Send,
+    check_handshake,
+    refusal_frame,
+)
 from cube_mesh.tls.identity import Leaf
 from cube_mesh.tls.port import GateEvent, KeeperPort
 from cube_mesh.tls.reasons import Phase as GatePhase
@@ -328,4 +340,3 @@ def _describe(error: SSL.Error) -> str:
     if isinstance(queue, list):
         return "; ".join(str(entry[-1]) for entry in queue if entry)
     return str(error) or type(error).__name__
-

@@ -1,4 +1,4 @@
-"""What ``tls`` needs from the node's keeper. Async methods, bytes in, frozen values out: the keeper may be another process."""
+"""What ``tls`` needs of the keeper: async methods, bytes in, frozen values out, as if it were another process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class KeeperPort(Protocol):
 
     @property
     def leaf(self) -> Leaf:
-        """The current leaf; a new object when it rotates. Raises Refusal ``evidence_unavailable`` when there is none."""
+        """The current leaf, a new object when it rotates; Refusal ``evidence_unavailable`` when there is none."""
         ...
 
     @property

@@ -16,7 +16,7 @@ REASONS = {
     "alpn": "no protocol, or not the one that this end asked for",
     "resumed": "the handshake did not verify the peer's certificate: a resumed session",
     "no_leaf": "the peer sent no certificate",
-    "leaf_malformed": "the peer's certificate is unreadable, names no or several SPIFFE ids, or has duplicate extensions",
+    "leaf_malformed": "the peer's certificate is unreadable, does not name exactly one SPIFFE id, or repeats itself",
     "leaf_key": "the peer's key is not P-256",
     "leaf_expired": "the peer's certificate is not valid now, or valid for too long",
     "wrong_role": "the certificate's role or extended key usage is not the one of this end of the connection",

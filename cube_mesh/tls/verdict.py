@@ -23,7 +23,9 @@ class Result(msgspec.Struct, frozen=True):
 
 def encode_result(result: Result) -> bytes:
     """Deterministic CBOR ``[1, code, reason, appraisal id, policy digest, expires]``."""
-    return cbor_encode([_VERSION, result.code, result.reason, result.appraisal_id, result.policy_digest, result.expires])
+    return cbor_encode(
+        [_VERSION, result.code, result.reason, result.appraisal_id, result.policy_digest, result.expires]
+    )
 
 
 def decode_result(raw: bytes) -> Result:
