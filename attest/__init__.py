@@ -3,7 +3,7 @@
 The way of the evidence, and the files that it meets in this order:
 
 attester:       ``binding`` (claims, data_hash) → ``schemes/*/collect`` → ``attester`` → ``evidence`` → ``codec``
-relying party:  ``codec`` → ``evidence`` → ``binding`` (rebuild and compare) → ``schemes/*/{abi,verify}`` → ``appraise`` with ``policy``
+relying party:  ``codec`` → ``evidence`` → ``binding`` → ``schemes/*/{abi,verify,appraise}`` → ``appraise``
 
 ``verifier.Verifier`` is the door for relying parties. *Verify* is cryptography; *appraise* compares with policy.
 """

@@ -1,4 +1,4 @@
-"""What evidence speaks for: one key, role, phase, node, nonce and channel (attested-TLS protocol ``cube-mesh/1`` §2-§4).
+"""What evidence speaks for: one key, role, phase, node, nonce and channel (protocol ``cube-mesh/1`` §2-§4).
 
 The relying party never believes received claims. It rebuilds them from what it knows itself (:class:`Expected`), takes
 only ``not_after`` and ``boot_id`` from the peer, and requires the same bytes. What the TEE or TPM signs is
@@ -92,12 +92,15 @@ def _check_shape(
     """Phase 0 has neither nonce nor channel, phase 1 a nonce, phase 2 nonce, channel binding and the peer's key."""
     if not node_id or len(node_id.encode()) > MAX_NODE_ID_BYTES or len(spki_hash) != 32:
         raise ValueError("binding: a node id of 1 to 255 bytes and a 32-byte key hash are required")
-    wanted = (phase >= Phase.HANDSHAKE, phase == Phase.POST_HANDSHAKE, phase == Phase.POST_HANDSHAKE)
-    for name, value, needed in zip(("nonce", "channel binding", "peer key hash"), (nonce, channel, peer), wanted):
-        if needed != (value is not None and len(value) == 32):
-            raise ValueError(f"binding: {name} must be {'32 bytes' if needed else 'absent'} in phase {phase.name}")
-        if not needed and value is not None:
+    for name, value, since in (
+        ("nonce", nonce, Phase.HANDSHAKE),
+        ("channel binding", channel, Phase.POST_HANDSHAKE),
+        ("peer key hash", peer, Phase.POST_HANDSHAKE),
+    ):
+        if phase < since and value is not None:
             raise ValueError(f"binding: {name} must be absent in phase {phase.name}")
+        if phase >= since and (value is None or len(value) != 32):
+            raise ValueError(f"binding: {name} must be 32 bytes in phase {phase.name}")
 
 
 def encode_claims(claims: Claims) -> bytes:
@@ -176,7 +179,7 @@ def exporter_context(nonce: bytes, client_leaf_hash: bytes, server_leaf_hash: by
 def check_binding(claims_bytes: bytes, expected: Expected, now: float, max_lifetime_s: float) -> Claims:
     """Rebuild the claims from ``expected`` and require that they are exactly ``claims_bytes`` (constant time).
 
-    Only ``not_after`` and ``boot_id`` come from the peer, and ``not_after`` must lie in ``(now, now + max_lifetime_s]``.
+    Only ``not_after`` and ``boot_id`` come from the peer; ``not_after`` must lie in ``(now, now + max_lifetime_s]``.
     Not checked: that any hardware vouches for these bytes. Raises MalformedEvidence, BindingMismatch or Stale.
     """
     received = decode_claims(claims_bytes)

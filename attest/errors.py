@@ -1,4 +1,4 @@
-"""Errors of the library: one root, a branch per way to fail. A verifier returns a value or raises; there are no booleans."""
+"""Errors of the library: one root, a branch per way to fail. A verifier returns a value or raises; no booleans."""
 
 from __future__ import annotations
 
@@ -61,6 +61,18 @@ class Stale(AttestError):
     """Evidence, claims or collateral out of their time."""
 
     code = "stale"
+
+
+class PolicyFormatError(AttestError):
+    """A policy or its reference values are not usable: unknown key, empty rule, nothing pinned."""
+
+    code = "policy_format"
+
+
+class CollectionFailed(AttestError):
+    """Evidence could not be made on this machine: tool missing, device gone, timeout. Never a relying party's error."""
+
+    code = "collection_failed"
 
 
 class AppraisalFailed(AttestError):

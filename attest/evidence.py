@@ -56,7 +56,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """A decoded, unverified collection. ``claims`` are the encoded claims (see ``binding``); ``parts`` has keys 1 to 6."""
+    """A decoded, unverified collection. ``claims`` are the encoded claims (``binding``); ``parts`` has keys 1 to 6."""
 
     claims: bytes
     parts: dict[int, Part]

@@ -1,0 +1,1 @@
+"""AMD SEV-SNP attestation reports. Proves which firmware, which launch measurement, and that memory is confidential."""

@@ -1,0 +1,192 @@
+"""The SEV-SNP ATTESTATION_REPORT, versions 2, 3 and 5, as fields. AMD 56860 "SEV Secure Nested Paging Firmware ABI".
+
+Little endian, 1184 bytes, strict: what the specification reserves must be zero. Nothing is verified here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from attest.errors import MalformedEvidence
+
+__all__ = [
+    "FIELDS",
+    "REPORT_BYTES",
+    "SIGNED_BYTES",
+    "GuestPolicy",
+    "Report",
+    "Tcb",
+    "parse_report",
+    "product_of",
+    "tcb_of",
+]
+
+REPORT_BYTES = 0x4A0
+SIGNED_BYTES = 0x2A0
+SIGNING_KEYS = {0: "vcek", 1: "vlek"}
+
+# Name: (offset, length). Lengths up to 8 are numbers, longer fields are bytes.
+FIELDS: dict[str, tuple[int, int]] = {
+    "version": (0x000, 4), "guest_svn": (0x004, 4), "policy": (0x008, 8), "family_id": (0x010, 16),
+    "image_id": (0x020, 16), "vmpl": (0x030, 4), "signature_algo": (0x034, 4), "current_tcb": (0x038, 8),
+    "platform_info": (0x040, 8), "flags": (0x048, 4), "report_data": (0x050, 64), "measurement": (0x090, 48),
+    "host_data": (0x0C0, 32), "id_key_digest": (0x0E0, 48), "author_key_digest": (0x110, 48),
+    "report_id": (0x140, 32), "report_id_ma": (0x160, 32), "reported_tcb": (0x180, 8), "cpuid_family": (0x188, 1),
+    "cpuid_model": (0x189, 1), "cpuid_stepping": (0x18A, 1), "chip_id": (0x1A0, 64), "committed_tcb": (0x1E0, 8),
+    "current_build": (0x1E8, 1), "current_minor": (0x1E9, 1), "current_major": (0x1EA, 1),
+    "committed_build": (0x1EC, 1), "committed_minor": (0x1ED, 1), "committed_major": (0x1EE, 1),
+    "launch_tcb": (0x1F0, 8), "launch_mitigations": (0x1F8, 8), "current_mitigations": (0x200, 8),
+    "signature_r": (0x2A0, 72), "signature_s": (0x2E8, 72),
+}  # fmt: skip
+
+# Offsets that must be zero: in every version, and what older versions do not have yet.
+_RESERVED = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0), (0x330, 0x4A0))
+_RESERVED_BEFORE = {3: (0x188, 0x18B), 5: (0x1F8, 0x208)}
+_VERSIONS = (2, 3, 5)
+_ECDSA_P384_SHA384 = 1
+
+
+class GuestPolicy(msgspec.Struct, frozen=True):
+    """Guest policy bits (56860 §4.3) that appraisal looks at."""
+
+    abi_major: int
+    abi_minor: int
+    smt: bool
+    migrate_ma: bool
+    debug: bool
+    single_socket: bool
+
+
+class Tcb(msgspec.Struct, frozen=True):
+    """A TCB version by component. ``fmc`` exists on Turin; None on Milan and Genoa."""
+
+    bootloader: int
+    tee: int
+    snp: int
+    microcode: int
+    fmc: int | None = None
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The fields of a report. ``raw`` is the whole of it; ``signed`` what the signature covers."""
+
+    raw: bytes
+    version: int
+    guest_svn: int
+    policy: GuestPolicy
+    family_id: bytes
+    image_id: bytes
+    vmpl: int
+    current_tcb: bytes
+    platform_info: int
+    author_key_en: bool
+    signing_key: str  # "vcek" or "vlek"
+    report_data: bytes
+    measurement: bytes
+    host_data: bytes
+    id_key_digest: bytes
+    author_key_digest: bytes
+    report_id: bytes
+    report_id_ma: bytes
+    reported_tcb: bytes
+    cpuid: tuple[int, int, int]  # family, model, stepping; zeros in version 2
+    chip_id: bytes
+    committed_tcb: bytes
+    launch_tcb: bytes
+    signature: tuple[int, int]  # r, s
+
+    @property
+    def signed(self) -> bytes:
+        return self.raw[:SIGNED_BYTES]
+
+
+def parse_report(raw: bytes) -> Report:
+    """A report's fields; MalformedEvidence unless length, version, algorithm, key and every reserved byte are right."""
+    if len(raw) != REPORT_BYTES:
+        raise MalformedEvidence(f"SNP report of {len(raw)} bytes, not {REPORT_BYTES}")
+    version = _number(raw, "version")
+    if version not in _VERSIONS:
+        raise MalformedEvidence(f"SNP report version {version}", code="snp_version")
+    if _number(raw, "signature_algo") != _ECDSA_P384_SHA384:
+        raise MalformedEvidence("SNP report: signature algorithm is not ECDSA P-384 with SHA-384", code="snp_algorithm")
+    _check_reserved(raw, version)
+    flags = _number(raw, "flags")
+    signing_key = SIGNING_KEYS.get(flags >> 2 & 7)
+    if signing_key is None or flags >> 5:
+        raise MalformedEvidence(f"SNP report: key flags {flags:#x}", code="snp_signing_key")
+    return Report(
+        raw=raw,
+        version=version,
+        guest_svn=_number(raw, "guest_svn"),
+        policy=_guest_policy(_number(raw, "policy")),
+        family_id=_field(raw, "family_id"),
+        image_id=_field(raw, "image_id"),
+        vmpl=_number(raw, "vmpl"),
+        current_tcb=_field(raw, "current_tcb"),
+        platform_info=_number(raw, "platform_info"),
+        author_key_en=bool(flags & 1),
+        signing_key=signing_key,
+        report_data=_field(raw, "report_data"),
+        measurement=_field(raw, "measurement"),
+        host_data=_field(raw, "host_data"),
+        id_key_digest=_field(raw, "id_key_digest"),
+        author_key_digest=_field(raw, "author_key_digest"),
+        report_id=_field(raw, "report_id"),
+        report_id_ma=_field(raw, "report_id_ma"),
+        reported_tcb=_field(raw, "reported_tcb"),
+        cpuid=(raw[0x188], raw[0x189], raw[0x18A]),
+        chip_id=_field(raw, "chip_id"),
+        committed_tcb=_field(raw, "committed_tcb"),
+        launch_tcb=_field(raw, "launch_tcb"),
+        signature=(_number(raw, "signature_r"), _number(raw, "signature_s")),
+    )
+
+
+def _field(raw: bytes, name: str) -> bytes:
+    offset, length = FIELDS[name]
+    return raw[offset : offset + length]
+
+
+def _number(raw: bytes, name: str) -> int:
+    return int.from_bytes(_field(raw, name), "little")
+
+
+def _check_reserved(raw: bytes, version: int) -> None:
+    ranges = [*_RESERVED, *(where for since, where in _RESERVED_BEFORE.items() if version < since)]
+    for start, end in ranges:
+        if any(raw[start:end]):
+            raise MalformedEvidence(f"SNP report: reserved {start:#x} to {end:#x} is not zero", code="snp_reserved")
+
+
+def _guest_policy(value: int) -> GuestPolicy:
+    if not value >> 17 & 1 or value >> 26:
+        raise MalformedEvidence(f"SNP report: guest policy {value:#x} has reserved bits wrong", code="snp_policy_bits")
+    return GuestPolicy(
+        abi_major=value >> 8 & 0xFF,
+        abi_minor=value & 0xFF,
+        smt=bool(value >> 16 & 1),
+        migrate_ma=bool(value >> 18 & 1),
+        debug=bool(value >> 19 & 1),
+        single_socket=bool(value >> 20 & 1),
+    )
+
+
+def product_of(cpuid: tuple[int, int, int]) -> str | None:
+    """Product name of a version 3+ report's CPUID family and model; None when there is none that we know."""
+    family, model, _ = cpuid
+    if family == 0x19 and model <= 0x0F:
+        return "Milan"
+    if family == 0x19 and (0x10 <= model <= 0x1F or 0xA0 <= model <= 0xAF):
+        return "Genoa"
+    return "Turin" if family == 0x1A else None
+
+
+def tcb_of(raw: bytes, product: str) -> Tcb:
+    """The eight bytes of a TCB version. Turin has an order of its own; reserved bytes must be zero."""
+    if product == "Turin":
+        fmc, bootloader, tee, snp, *reserved, microcode = raw
+    else:
+        fmc, (bootloader, tee, *reserved, snp, microcode) = None, raw
+    if any(reserved):
+        raise MalformedEvidence(f"SNP report: TCB {raw.hex()} has reserved bytes set", code="snp_reserved")
+    return Tcb(bootloader, tee, snp, microcode, fmc)

@@ -1,0 +1,219 @@
+"""Verification of a SEV-SNP report: cryptography only, the steps of AMD 57230 and 58369, all inputs handed in.
+
+Not checked here: measurement, TCB floor, debug and every other wish (``appraise``); revocation of ASK or ASVK (needs
+AMD's CRL; a later issue). A masked chip id under a VCEK is refused, because nothing then ties key and report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
+
+from attest.anchors import amd_certificates
+from attest.chain import verify_chain
+from attest.errors import BindingMismatch, EndorsementUnavailable, UnsupportedEvidence, VerificationFailed
+from attest.schemes.sev_snp.abi import Report, Tcb, parse_report, product_of, tcb_of
+
+__all__ = ["amd_roots", "PRODUCTS", "Root", "VerifiedReport", "check_report_data", "verify_report"]
+
+PRODUCTS = ("Milan", "Genoa", "Turin")
+
+# SHA-256 of the DER form of AMD's root keys' certificates.
+ARK_SHA256 = {
+    "Milan": "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd",
+    "Genoa": "4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1",
+    "Turin": "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a",
+}
+
+_OID = "1.3.6.1.4.1.3704.1."
+_PRODUCT_NAME, _HWID, _CSP_ID = _OID + "2", _OID + "4", _OID + "5"
+_SPL = {"bootloader": _OID + "3.1", "tee": _OID + "3.2", "snp": _OID + "3.3", "microcode": _OID + "3.8"}
+_SPL_FMC = _OID + "3.9"
+_LEAF_NAMES = {"vcek": "SEV-VCEK", "vlek": "SEV-VLEK"}
+_INTERMEDIATE_NAMES = {"vcek": "SEV-{}", "vlek": "SEV-VLEK-{}"}
+
+
+class Root(msgspec.Struct, frozen=True):
+    """One product's trusted ARK, intermediates that spare the attester sending them, and whether it is a test root."""
+
+    ark: x509.Certificate
+    intermediates: tuple[x509.Certificate, ...]
+    simulated: bool = False
+
+
+class VerifiedReport(msgspec.Struct, frozen=True):
+    """A report signed by a chip of ``product``, for its reported TCB. ``expires`` is the chain's earliest end."""
+
+    report: Report
+    product: str
+    reported_tcb: Tcb
+    launch_tcb: Tcb
+    csp_id: str  # of a VLEK: whose fleet it is; empty for a VCEK
+    simulated: bool
+    expires: float
+
+
+@cache
+def amd_roots() -> Mapping[str, tuple[Root, ...]]:
+    """AMD's own roots by product, from ``attest/anchors``, each matched with the hash pinned here."""
+    certificates = amd_certificates()
+    by_hash = {hashlib.sha256(c.public_bytes(Encoding.DER)).hexdigest(): c for c in certificates}
+    return {p: (Root(by_hash[ARK_SHA256[p]], certificates),) for p in PRODUCTS}
+
+
+def verify_report(
+    raw_report: bytes,
+    certificates: Sequence[x509.Certificate],
+    now: float,
+    roots: Mapping[str, Sequence[Root]] | None = None,
+) -> VerifiedReport:
+    """Verify a report with the certificates handed in, in any order: a VCEK or VLEK, ASK or ASVK if not AMD's current.
+
+    ``roots`` (by product) defaults to AMD's. Whether the report speaks for this channel: :func:`check_report_data`.
+    Raises MalformedEvidence, UnsupportedEvidence, EndorsementUnavailable, VerificationFailed or Stale.
+    """
+    # 1. Length, version, algorithm, reserved bytes, policy bits.
+    report = parse_report(raw_report)
+    leaf = _leaf(report, certificates)
+    fields = _amd_extensions(leaf)
+    # 2. The product, by CPUID (version 2: by certificate), and the root that it must end in.
+    product = _product(report, fields)
+    # 3. Chain: pinned ARK, then ASK for a VCEK or ASVK for a VLEK, then the leaf; validity now.
+    root, expires = _chain(report, leaf, certificates, (roots or amd_roots()).get(product, ()), product, now)
+    # 4. The leaf is of this chip and this TCB.
+    reported = tcb_of(report.reported_tcb, product)
+    _check_tcb(fields, reported)
+    csp_id = _check_owner(report, fields)
+    # 5. The report's signature.
+    _check_signature(report, leaf)
+    launch = tcb_of(report.launch_tcb, product)
+    return VerifiedReport(report, product, reported, launch, csp_id, root.simulated, expires)
+
+
+def check_report_data(report: Report, expected: bytes) -> None:
+    """Step 7: REPORT_DATA (64 bytes) is what the relying party computed; constant time, else BindingMismatch."""
+    if not hmac.compare_digest(report.report_data, expected):
+        raise BindingMismatch("the report's REPORT_DATA is not that of the claims", code="report_data")
+
+
+def _common_name(name: x509.Name) -> str:
+    values = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(values[0].value) if len(values) == 1 else ""
+
+
+def _leaf(report: Report, certificates: Sequence[x509.Certificate]) -> x509.Certificate:
+    wanted = _LEAF_NAMES[report.signing_key]
+    leaves = [c for c in certificates if _common_name(c.subject) == wanted]
+    if not leaves:
+        raise EndorsementUnavailable(f"no {wanted} certificate was handed in", code=f"{report.signing_key}_missing")
+    if len(leaves) > 1:
+        raise UnsupportedEvidence(f"{len(leaves)} {wanted} certificates were handed in", code="ambiguous_endorsement")
+    return leaves[0]
+
+
+def _amd_extensions(leaf: x509.Certificate) -> dict[str, bytes]:
+    try:
+        return {
+            extension.oid.dotted_string: extension.value.value
+            for extension in leaf.extensions
+            if isinstance(extension.value, x509.UnrecognizedExtension)
+        }
+    except (ValueError, x509.DuplicateExtension) as error:
+        raise VerificationFailed(f"leaf certificate: {error}", code="leaf_extensions") from None
+
+
+def _product(report: Report, fields: Mapping[str, bytes]) -> str:
+    certified = _ia5(fields, _PRODUCT_NAME).partition("-")[0]  # "Milan-B0" carries the stepping
+    product = certified if report.version == 2 else product_of(report.cpuid)
+    if product not in PRODUCTS:
+        raise UnsupportedEvidence(f"unknown product {product or report.cpuid}", code="snp_product_unknown")
+    if product != certified:
+        raise VerificationFailed(f"a {product} report with a {certified} certificate", code="snp_product_mismatch")
+    return product
+
+
+def _chain(
+    report: Report,
+    leaf: x509.Certificate,
+    certificates: Sequence[x509.Certificate],
+    roots: Sequence[Root],
+    product: str,
+    now: float,
+) -> tuple[Root, float]:
+    """Candidates are intermediates of the kind that the report's key calls for: no ASVK can vouch for a VCEK."""
+    name = _INTERMEDIATE_NAMES[report.signing_key].format(product)
+    for root in roots:
+        named = [c for c in (*certificates, *root.intermediates) if _common_name(c.subject) == name]
+        candidates = [c for c in named if c.subject == leaf.issuer and c.issuer == root.ark.subject]
+        if candidates and all(_is_pss_sha384(c) for c in (leaf, *candidates)):
+            return root, verify_chain(leaf, candidates, (root.ark,), now)
+    raise VerificationFailed(f"the leaf's issuer is no {name} that leads to a trusted root", code="untrusted_chain")
+
+
+def _is_pss_sha384(certificate: x509.Certificate) -> bool:
+    pss = certificate.signature_algorithm_oid == SignatureAlgorithmOID.RSASSA_PSS
+    return pss and isinstance(certificate.signature_hash_algorithm, hashes.SHA384)
+
+
+def _check_tcb(fields: Mapping[str, bytes], reported: Tcb) -> None:
+    wanted = {oid: (name, getattr(reported, name)) for name, oid in _SPL.items()}
+    if reported.fmc is not None:
+        wanted[_SPL_FMC] = ("fmc", reported.fmc)
+    for oid, (name, level) in wanted.items():
+        certified = _integer(fields, oid)
+        if certified != level:
+            raise VerificationFailed(f"{name} is {level} in the report, {certified} in the leaf", code=f"spl_{name}")
+
+
+def _check_owner(report: Report, fields: Mapping[str, bytes]) -> str:
+    """VCEK: its hardware id is the report's chip. VLEK: it names a cloud provider and no chip. Gives the provider."""
+    if report.signing_key == "vlek":
+        if _HWID in fields:
+            raise VerificationFailed("a VLEK with a hardware id", code="leaf_kind")
+        return _ia5(fields, _CSP_ID)
+    hwid = fields.get(_HWID)
+    if _CSP_ID in fields or not hwid:
+        raise VerificationFailed("a VCEK without a hardware id", code="leaf_kind")
+    if not any(report.chip_id):
+        raise UnsupportedEvidence("the report's chip id is masked", code="chip_id_masked")
+    if report.chip_id != hwid.ljust(len(report.chip_id), b"\x00"):
+        raise VerificationFailed("the VCEK is of another chip", code="hwid_mismatch")
+    return ""
+
+
+def _check_signature(report: Report, leaf: x509.Certificate) -> None:
+    key = leaf.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise VerificationFailed("the leaf's key is not P-384", code="leaf_key")
+    try:
+        key.verify(encode_dss_signature(*report.signature), report.signed, ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        raise VerificationFailed("the report's signature does not verify", code="signature") from None
+
+
+def _integer(fields: Mapping[str, bytes], oid: str) -> int:
+    """A DER INTEGER from 0 to 255."""
+    value = fields.get(oid, b"")
+    if len(value) == 3 and value[:2] == b"\x02\x01" and value[2] < 0x80:
+        return value[2]
+    if len(value) == 4 and value[:3] == b"\x02\x02\x00" and value[3] >= 0x80:
+        return value[3]
+    raise VerificationFailed(f"leaf extension {oid} is not a small INTEGER", code="leaf_extensions")
+
+
+def _ia5(fields: Mapping[str, bytes], oid: str) -> str:
+    value = fields.get(oid, b"")
+    if len(value) > 2 and value[0] == 0x16 and value[1] == len(value) - 2 < 0x80 and value[2:].isascii():
+        return value[2:].decode("ascii")
+    raise VerificationFailed(f"leaf extension {oid} is not an IA5String", code="leaf_extensions")

@@ -1,0 +1,186 @@
+"""Verification of a TPM quote: cryptography only, steps numbered, all inputs handed in.
+
+Not checked here: whether the PCR values or the AK are the wanted ones (``appraise``), and the AK's qualified name,
+whose parents a relying party cannot know. A restricted AK signs only what its TPM made or hashed, so that signature,
+magic and type together say: these PCRs, in that TPM, for this nonce.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from attest.chain import verify_chain
+from attest.errors import BindingMismatch, MalformedEvidence, UnsupportedEvidence, VerificationFailed
+from attest.schemes.vtpm.abi import (
+    BANK_NAMES,
+    Alg,
+    Attribute,
+    Public,
+    Quote,
+    QuotePart,
+    Signature,
+    decode_quote_part,
+    parse_public,
+    parse_quote,
+    parse_signature,
+)
+
+__all__ = ["VerifiedQuote", "ak_name", "verify_ak_certificate", "verify_quote"]
+
+_HASHES: dict[int, hashes.HashAlgorithm] = {
+    Alg.SHA256: hashes.SHA256(),
+    Alg.SHA384: hashes.SHA384(),
+    Alg.SHA512: hashes.SHA512(),
+}
+_CURVES: dict[int, ec.EllipticCurve] = {3: ec.SECP256R1(), 4: ec.SECP384R1(), 5: ec.SECP521R1()}  # §6.4
+_AK_ATTRIBUTES = {
+    "restricted": Attribute.RESTRICTED,
+    "sign": Attribute.SIGN,
+    "fixedTPM": Attribute.FIXED_TPM,
+    "fixedParent": Attribute.FIXED_PARENT,
+}
+
+
+class VerifiedQuote(msgspec.Struct, frozen=True):
+    """A quote whose AK signature, nonce and PCR values hold together. ``pcrs`` is ``{bank name: {index: hex}}``."""
+
+    quote: Quote
+    ak_public: bytes
+    ak_name: str
+    pcrs: dict[str, dict[int, str]]
+
+
+def verify_quote(body: bytes, data_hash: bytes) -> VerifiedQuote:
+    """Verify the body of a ``tpm2-quote+cbor`` part against the hash of the claims that it must speak for.
+
+    Raises MalformedEvidence, UnsupportedEvidence, VerificationFailed or BindingMismatch, each with its own code.
+    """
+    part = decode_quote_part(body)
+    # 1. Magic, type and structure.
+    quote, public, signature = parse_quote(part.attest), parse_public(part.ak_public), parse_signature(part.signature)
+    # 2. The AK is one that its TPM will not let sign anything else, or let go.
+    _check_ak(public)
+    # 3. The AK's signature over the quote.
+    _check_signature(public, signature, part.attest)
+    # 4. The quote was made for these claims.
+    if not hmac.compare_digest(quote.extra_data, data_hash):
+        raise BindingMismatch("the quote's extraData is not the hash of the claims", code="nonce_mismatch")
+    # 5. The PCR values carried are those quoted, in banks that can be trusted.
+    _check_pcrs(quote, part, signature.hash)
+    values = {_bank_name(bank): {i: v.hex() for i, v in digests.items()} for bank, digests in part.pcrs.items()}
+    return VerifiedQuote(quote, part.ak_public, ak_name(part.ak_public), values)
+
+
+def ak_name(ak_public: bytes) -> str:
+    """The TPM name of a key with nameAlg SHA-256, hex: ``000b`` and SHA-256 of its TPMT_PUBLIC (part 1 §16)."""
+    return "000b" + hashlib.sha256(ak_public).hexdigest()
+
+
+def verify_ak_certificate(
+    verified: VerifiedQuote,
+    certificates: Sequence[x509.Certificate],
+    roots: Sequence[x509.Certificate],
+    now: float,
+) -> float:
+    """Find the certificate of the quote's AK among ``certificates`` and follow it to ``roots``.
+
+    Gives the earliest end of validity, Unix seconds. Proves that the roots' owner vouches for this AK; *which* machine
+    it is in is not checked. Raises VerificationFailed (``ak_not_certified``, ``untrusted_chain``) or Stale.
+    """
+    key = _load_key(parse_public(verified.ak_public))
+    leaf = next((c for c in certificates if _certifies(c, key)), None)
+    if leaf is None:
+        raise VerificationFailed("no certificate for the AK was handed in", code="ak_not_certified")
+    return verify_chain(leaf, certificates, roots, now)
+
+
+def _certifies(certificate: x509.Certificate, key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> bool:
+    try:
+        return certificate.public_key() == key
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+
+
+def _check_ak(public: Public) -> None:
+    missing = [name for name, bit in _AK_ATTRIBUTES.items() if not public.attributes & bit]
+    if public.attributes & Attribute.DECRYPT:
+        missing.append("not decrypt")
+    if missing:
+        raise VerificationFailed(f"the AK lacks: {', '.join(missing)}", code="ak_attributes")
+    if public.name_alg != Alg.SHA256:
+        raise UnsupportedEvidence(f"AK name algorithm {public.name_alg:#06x}", code="ak_algorithm")
+
+
+def _check_signature(public: Public, signature: Signature, signed: bytes) -> None:
+    algorithm = _HASHES.get(signature.hash)
+    if algorithm is None:
+        raise UnsupportedEvidence(f"signature hash {signature.hash:#06x}", code="signature_algorithm")
+    if (public.scheme, public.scheme_hash) != (signature.alg, signature.hash):
+        raise VerificationFailed("the signature is not of the AK's own scheme", code="signature_algorithm")
+    key = _load_key(public)
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            r, s = (int.from_bytes(value, "big") for value in signature.values)
+            key.verify(encode_dss_signature(r, s), signed, ec.ECDSA(algorithm))
+        else:
+            key.verify(signature.values[0], signed, _rsa_padding(signature.alg, algorithm), algorithm)
+    except InvalidSignature:
+        raise VerificationFailed("the AK's signature does not verify", code="signature") from None
+
+
+def _rsa_padding(alg: int, algorithm: hashes.HashAlgorithm) -> padding.AsymmetricPadding:
+    if alg == Alg.RSAPSS:
+        # TPMs differ in the salt length that they use (part 1 B.7); the length does not matter for security.
+        return padding.PSS(padding.MGF1(algorithm), padding.PSS.AUTO)
+    return padding.PKCS1v15()
+
+
+def _load_key(public: Public) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
+    schemes = (Alg.ECDSA,) if public.type == Alg.ECC else (Alg.RSASSA, Alg.RSAPSS)
+    if public.scheme not in schemes:
+        raise UnsupportedEvidence(f"AK scheme {public.scheme:#06x}", code="ak_algorithm")
+    if public.type == Alg.ECC:
+        return _load_ec(public)
+    modulus = int.from_bytes(public.unique[0], "big")
+    if public.exponent != 65537 or modulus.bit_length() != public.key_bits or not 2048 <= public.key_bits <= 4096:
+        raise UnsupportedEvidence(f"RSA AK of {modulus.bit_length()} bits", code="ak_algorithm")
+    return rsa.RSAPublicNumbers(public.exponent, modulus).public_key()
+
+
+def _load_ec(public: Public) -> ec.EllipticCurvePublicKey:
+    curve = _CURVES.get(public.curve)
+    if curve is None:
+        raise UnsupportedEvidence(f"AK curve {public.curve:#06x}", code="ak_algorithm")
+    x, y = (int.from_bytes(value, "big") for value in public.unique)
+    try:
+        return ec.EllipticCurvePublicNumbers(x, y, curve).public_key()
+    except ValueError:
+        raise MalformedEvidence("the AK is not a point of its curve") from None
+
+
+def _check_pcrs(quote: Quote, part: QuotePart, hash_alg: int) -> None:
+    if not any(selection.indexes for selection in quote.selections):
+        raise VerificationFailed("the quote selects no PCR", code="pcr_selection")
+    for selection in quote.selections:
+        if selection.bank not in _HASHES:
+            raise UnsupportedEvidence(f"PCR bank {_bank_name(selection.bank)} is not accepted", code="pcr_bank")
+    selected = {selection.bank: set(selection.indexes) for selection in quote.selections if selection.indexes}
+    if selected != {bank: set(values) for bank, values in part.pcrs.items()}:
+        raise VerificationFailed("the PCR values carried are not those selected", code="pcr_selection")
+    quoted = b"".join(part.pcrs[s.bank][index] for s in quote.selections for index in s.indexes)
+    digest = hashlib.new(BANK_NAMES[hash_alg], quoted).digest()
+    if not hmac.compare_digest(digest, quote.pcr_digest):
+        raise VerificationFailed("the PCR values carried do not give the quoted digest", code="pcr_digest")
+
+
+def _bank_name(bank: int) -> str:
+    return BANK_NAMES.get(bank, f"{bank:#06x}")
