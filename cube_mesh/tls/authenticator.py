@@ -5,7 +5,8 @@ evidence extension; the *authenticator* is Certificate, CertificateVerify and Fi
 ends export from the connection, so that it is worth nothing on any other one. The profile is narrow: one
 certificate, ecdsa_secp256r1_sha256, one extension (0xFF00, the CMW) and nothing optional; all else is refused.
 
-NOT checked here: that the certificate is the one of the TLS handshake, and what the evidence says. The gate does both.
+NOT checked here: what the evidence says. That the certificate is the one of the TLS handshake is checked first, so no
+certificate is ever parsed that the handshake has not already proven.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _MAX_VECTOR_16 = 0xFFFF
 
 
 class AuthenticatorError(ValueError):
-    """``code``: ``authenticator_malformed``, ``_signature``, ``_finished``, ``_context``, or ``evidence_too_large``."""
+    """``code``: ``authenticator_malformed``, ``_context``, ``_leaf``, ``_signature``, ``_finished``, or ``evidence_too_large``."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -114,10 +115,10 @@ def build_authenticator(keys: ExportedKeys, request: bytes, certificate: bytes, 
     return cert_message + verify_message + finished
 
 
-def validate_authenticator(keys: ExportedKeys, request: bytes, raw: bytes) -> Authenticator:
-    """Parse and validate the answer to our ``request``: context, signature, then Finished (RFC 9261 §6.3).
+def validate_authenticator(keys: ExportedKeys, request: bytes, leaf: bytes, raw: bytes) -> Authenticator:
+    """Parse and validate the answer to our ``request``: context, leaf, signature, then Finished (RFC 9261 §6.3).
 
-    ``keys`` are the *sender's*. Raises AuthenticatorError. An empty authenticator (a bare Finished) is refused.
+    ``keys`` are the *sender's*, ``leaf`` (DER) is its certificate of the handshake. Raises AuthenticatorError. An empty authenticator (a bare Finished) is refused.
     """
     reader = _Reader(raw)
     start = reader.position
@@ -128,6 +129,7 @@ def validate_authenticator(keys: ExportedKeys, request: bytes, raw: bytes) -> Au
     finished = reader.message(_FINISHED, last=True)
     context, certificate, evidence = _parse_certificate(certificate_body)
     check_context(context, _context_of(request))
+    check_same_leaf(certificate, leaf)
     check_signature(certificate, _parse_verify(verify_body), _signed_content(keys, request, cert_message))
     check_finished(finished, _finished_mac(keys, request, signed_messages))
     return Authenticator(certificate, evidence)
@@ -139,12 +141,15 @@ def check_context(context: bytes, nonce: bytes) -> None:
         raise AuthenticatorError("authenticator_context", "answers another request")
 
 
+def check_same_leaf(certificate: bytes, leaf: bytes) -> None:
+    """The key that answers is the key that terminates TLS."""
+    if certificate != leaf:
+        raise AuthenticatorError("authenticator_leaf", "the certificate is not the one of the handshake")
+
+
 def check_signature(certificate: bytes, signature: bytes, content: bytes) -> None:
     """The sender holds the private key of the certificate; P-256 only."""
-    try:
-        key = x509.load_der_x509_certificate(certificate).public_key()
-    except ValueError as error:
-        raise _malformed("unreadable certificate") from error
+    key = x509.load_der_x509_certificate(certificate).public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise AuthenticatorError("authenticator_signature", "the key is not P-256")
     try:

@@ -60,7 +60,7 @@ def issue_leaf(
 ) -> IssuedFiles:
     """Issue ``spiffe://<trust-domain>/<role>/<node_id>`` with a new key as ``<role>-<node_id>.crt`` and ``.key``.
 
-    The trust domain is the CA's. ``days`` is 1 to 397 and ends with the CA at the latest. ConfigError says what is wrong.
+    The trust domain is the CA's. ``days`` is 1 to 397, and the CA's own end the latest. Raises ConfigError.
     """
     if not 1 <= days <= MAX_LEAF_DAYS:
         raise ConfigError(f"a leaf is valid for 1 to {MAX_LEAF_DAYS} days, not {days}", key="days")

@@ -259,8 +259,7 @@ class Gate:
     def _on_authenticator(self, body: bytes) -> list[Command]:
         facts, peer, sender = self._facts, self.peer, peer_role(self.plan.role)
         keys = exported_keys(facts.exporter, facts.suite, sender)
-        authenticator = validate_authenticator(keys, self._request, body)
-        check_same_leaf(authenticator.certificate, peer)
+        authenticator = validate_authenticator(keys, self._request, peer.der, body)
         expected = Expected(
             role=sender,
             phase=Phase.POST_HANDSHAKE,
@@ -377,12 +376,6 @@ def check_not_resumed(certificate_seen: bool) -> None:
 def check_order(received: FrameType, wanted: FrameType) -> None:
     if received is not wanted:
         raise Refusal("frame_order", f"{received.name} where {wanted.name} was due")
-
-
-def check_same_leaf(certificate: bytes, peer: PeerLeaf) -> None:
-    """The key that answered is the key that terminates TLS."""
-    if certificate != peer.der:
-        raise Refusal("authenticator_leaf")
 
 
 def check_no_early_data(buffered: int) -> None:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple, TypeAlias
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -138,6 +139,16 @@ LEAF_KEY_USAGE = x509.KeyUsage(
 
 # --- a peer's leaf ---
 
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
 
 def parse_peer_leaf(der: bytes) -> PeerLeaf:
     """Read a peer's certificate; Refusal ``leaf_malformed`` or ``leaf_key``. See PeerLeaf for what is not checked."""
@@ -149,9 +160,11 @@ def parse_peer_leaf(der: bytes) -> PeerLeaf:
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         if len(names) != 1 or len(uris) != 1:
             raise ValueError("not exactly one name")
+        if certificate.serial_number <= 0:
+            raise ValueError("serial number not positive")
         spiffe_id = parse_spiffe_id(uris[0])
         public = certificate.public_key()
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except _UNREADABLE as error:
         raise Refusal("leaf_malformed", str(error)) from error
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise Refusal("leaf_key", type(public).__name__)

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from attest.appraise import AttestationResult
 from attest.binding import Phase, Role
@@ -142,15 +141,15 @@ class Opening(asyncio.Protocol):
 
     def _read_facts(self) -> Facts:
         tls = self._tls
-        leaf = tls.get_peer_certificate(as_cryptography=True)
-        chain = tls.get_peer_cert_chain(as_cryptography=True) or []
+        leaf = tls.get_peer_certificate()  # as OpenSSL has it: reading it, and refusing what is unreadable, is identity's
+        chain = tls.get_peer_cert_chain() or []
         return Facts(
             version=tls.get_protocol_version_name(),
             protocol=tls.get_alpn_proto_negotiated(),
             suite=tls.get_cipher_name() or "",
             certificate_seen=tls.get_app_data().certificate_seen,
-            peer_leaf=leaf.public_bytes(Encoding.DER) if leaf else b"",
-            peer_chain=tuple(certificate.public_bytes(Encoding.DER) for certificate in chain),
+            peer_leaf=_der(leaf) if leaf else b"",
+            peer_chain=tuple(_der(certificate) for certificate in chain),
             exporter=lambda label, context, size: tls.export_keying_material(label, size, context),
             leaf=self._leaf,
         )
@@ -332,6 +331,10 @@ class Opening(asyncio.Protocol):
                 self._tcp.write(self._tls.bio_read(_READ))
             except SSL.WantReadError:
                 return
+
+
+def _der(certificate: crypto.X509) -> bytes:
+    return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
 
 
 def _describe(error: SSL.Error) -> str:

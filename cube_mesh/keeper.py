@@ -1,0 +1,196 @@
+"""The node's keeper: owner of the TEE or TPM, the leaf key and the evidence policies (attested-TLS protocol §4, §7).
+
+With ``tls`` the only caller of ``attest``. In this process for now, behind ``tls.port.KeeperPort``: async methods,
+bytes in, frozen values out. Devices block, so the keeper uses them on threads of its own: one thread, one quote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from attest.appraise import AttestationResult
+from attest.attester import Collector, NoEvidence, evidence_for
+from attest.binding import Claims, Expected, Phase, Role
+from attest.errors import UnsupportedEvidence
+from cube_mesh.tls.identity import TLS_ROLE, Leaf, SpiffeId, self_signed_leaf, spki_hash, validity_window
+from cube_mesh.tls.reasons import Refusal
+
+_log = logging.getLogger(__name__)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
+_MEMO_ENTRIES = 256
+
+
+class Appraiser(Protocol):
+    """The part of ``attest.Verifier`` that the keeper calls."""
+
+    def appraise(self, raw: bytes, expected: Expected, *, now: float) -> AttestationResult: ...
+
+
+class Keeper:
+    """See ``tls.port.KeeperPort``. ``verifiers`` are by policy name; a name that is not there refuses.
+
+    ``leaf`` is a proxy's, from disk; without one the keeper makes its own, self-signed with a passport in it, at
+    ``start`` and again at half of ``leaf_lifetime_s``. ``clock`` is Unix time.
+    """
+
+    def __init__(
+        self,
+        node_id: SpiffeId,
+        collector: Collector,
+        verifiers: Mapping[str, Appraiser],
+        roots: tuple[bytes, ...],
+        *,
+        leaf: Leaf | None = None,
+        leaf_lifetime_s: float = 3600.0,
+        claims_lifetime_s: float = 600.0,
+        max_concurrent_quotes: int = 1,
+        boot_id: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.node_id = node_id
+        self.role = node_id.role
+        self.roots = roots
+        self._collector = collector
+        self._verifiers = dict(verifiers)
+        self._leaf = leaf
+        self._makes_leaf = leaf is None
+        self._leaf_lifetime_s = leaf_lifetime_s
+        self._claims_lifetime_s = claims_lifetime_s
+        self._boot_id = boot_id or read_boot_id()
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(max_concurrent_quotes, thread_name_prefix="keeper")
+        self._rotation: asyncio.Task[None] | None = None
+        self._memo: dict[tuple[bytes, Expected, str], AttestationResult] = {}
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Make the first leaf, if it is ours to make, and go on rotating; AttestError when there is no evidence."""
+        if self._makes_leaf:
+            await self.renew_leaf()
+            self._rotation = asyncio.get_running_loop().create_task(self._rotate())
+
+    async def close(self) -> None:
+        """Stop rotating. A quote that is being made finishes on its thread; nobody waits for it."""
+        if self._rotation is not None:
+            self._rotation.cancel()
+            await asyncio.gather(self._rotation, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def leaf(self) -> Leaf:
+        """The current leaf; Refusal ``evidence_unavailable`` when there is none or it has ended."""
+        if self._leaf is None or self._leaf.not_after <= self._clock():
+            raise Refusal("evidence_unavailable", "this node has no valid leaf")
+        return self._leaf
+
+    async def renew_leaf(self) -> None:
+        """A new key, a passport for it, and a leaf that carries it. The old leaf stays until this has worked."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        not_before, not_after = validity_window(self._clock(), self._leaf_lifetime_s)
+        passport = await self._collect(self._claims(TLS_ROLE[self.role], Phase.PASSPORT, spki_hash(key.public_key()), not_after))
+        serial = x509.random_serial_number()
+        self._leaf = self_signed_leaf(
+            self.node_id, key, passport, serial=serial, not_before=not_before, not_after=not_after
+        )
+        _log.info("leaf %s of %s is valid until %d", self._leaf.key_id, self.node_id, self._leaf.not_after)
+
+    async def _rotate(self) -> None:
+        retry_s = _FIRST_RETRY_S
+        wait_s = self._leaf_lifetime_s / 2
+        while True:
+            await asyncio.sleep(wait_s)
+            try:
+                await self.renew_leaf()
+            except Exception as error:  # whatever it was, the next attempt may succeed and the old leaf has half its life
+                _log.warning("the leaf could not be renewed: %r", error)
+                wait_s, retry_s = retry_s, min(retry_s * 2, _LAST_RETRY_S)
+            else:
+                wait_s, retry_s = self._leaf_lifetime_s / 2, _FIRST_RETRY_S
+
+    # --- evidence ---
+
+    async def evidence(
+        self,
+        role: Role,
+        phase: Phase,
+        *,
+        spki_hash: bytes,
+        nonce: bytes | None = None,
+        channel_binding: bytes | None = None,
+        peer_spki_hash: bytes | None = None,
+    ) -> bytes:
+        """Evidence of this node for one channel. The TEE or TPM signs a hash of our own claims, never a caller's bytes.
+
+        Waits for a thread of the keeper; a caller that gives up before its turn costs no quote. Raises AttestError.
+        """
+        not_after = self._clock() + self._claims_lifetime_s
+        claims = self._claims(role, phase, spki_hash, not_after, nonce, channel_binding, peer_spki_hash)
+        return await self._collect(claims)
+
+    def _claims(
+        self,
+        role: Role,
+        phase: Phase,
+        spki_hash: bytes,
+        not_after: float,
+        nonce: bytes | None = None,
+        channel_binding: bytes | None = None,
+        peer_spki_hash: bytes | None = None,
+    ) -> Claims:
+        return Claims(
+            role=role,
+            phase=phase,
+            node_id=str(self.node_id),
+            not_after=int(not_after),
+            boot_id=self._boot_id,
+            spki_hash=spki_hash,
+            nonce=nonce,
+            channel_binding=channel_binding,
+            peer_spki_hash=peer_spki_hash,
+        )
+
+    async def _collect(self, claims: Claims) -> bytes:
+        if isinstance(self._collector, NoEvidence):
+            return evidence_for(self._collector, claims)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, evidence_for, self._collector, claims)
+
+    # --- appraisal ---
+
+    async def appraise(self, raw: bytes, expected: Expected, policy_name: str) -> AttestationResult:
+        """Verify and appraise a peer's evidence; AttestError when it is not accepted. Takes 0.1 to 1 ms of this thread.
+
+        The verdict on a passport is kept until it expires: same bytes, same expectation, same policy, same verdict.
+        Evidence with a nonce is never kept.
+        """
+        verifier = self._verifiers.get(policy_name)
+        if verifier is None:
+            raise UnsupportedEvidence(f"no evidence policy named {policy_name!r}")
+        now = self._clock()
+        if expected.phase is not Phase.PASSPORT:
+            return verifier.appraise(raw, expected, now=now)
+        key = (hashlib.sha256(raw).digest(), expected, policy_name)
+        known = self._memo.get(key)
+        if known is None or known.expires <= now:
+            known = verifier.appraise(raw, expected, now=now)
+            if len(self._memo) >= _MEMO_ENTRIES:
+                self._memo.clear()
+            self._memo[key] = known
+        return known
+
+
+def read_boot_id() -> bytes:
+    """The kernel's boot id, 16 bytes: another one means another boot."""
+    return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
