@@ -28,12 +28,17 @@ def bind(host: str, port: int, backlog: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}", key="listen") from None
 
 
-def bind_plain(listen: Listen, default_port: int) -> socket.socket:
-    """The socket of a listener without TLS: loopback only, unless the configuration names the danger."""
+def check_plain(listen: Listen) -> None:
+    """A listener without TLS is on loopback, unless the configuration names the danger; else ConfigError."""
     if not is_loopback(listen.host) and not listen.unsafe_plain_non_loopback:
         raise ConfigError(
             "a listener without TLS must be on loopback; put a TLS-terminating peer in front, "
             "or set unsafe_plain_non_loopback",
             key="listen.host",
         )
+
+
+def bind_plain(listen: Listen, default_port: int) -> socket.socket:
+    """The socket of a listener without TLS. Raises ConfigError."""
+    check_plain(listen)
     return bind(listen.host, listen.port or default_port, listen.backlog)
