@@ -6,7 +6,6 @@ an awaitable, and the rest of the gates run in a coroutine from there on.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from logging import getLogger
 from typing import Any, TypeAlias
@@ -14,6 +13,7 @@ from typing import Any, TypeAlias
 from cube_mesh.errors import CubeMeshError, InternalError, PeerError, PolicyError
 from cube_mesh.exchange import Exchange
 from cube_mesh.message import Response, error_response
+from cube_mesh.text import describe
 
 Verdict: TypeAlias = Response | None
 Enter: TypeAlias = Callable[[Exchange], Verdict | Awaitable[Verdict]]
@@ -131,11 +131,3 @@ def _refuse(exchange: Exchange, error: Exception) -> Response:
     exchange.error = error
     exchange.outcome = "refused" if isinstance(error, (PeerError, PolicyError)) else "failed"
     return error_response(error)
-
-
-def describe(error: BaseException) -> str:
-    """Type and stack of an exception, without its message: the text of a ValueError quotes the value, and that may be a
-    tenant's. The detail of our own errors is written by us and may be shown.
-    """
-    name = str(error) if isinstance(error, CubeMeshError) else type(error).__name__
-    return name + "\n" + "".join(traceback.format_tb(error.__traceback__))

@@ -7,8 +7,8 @@ from __future__ import annotations
 import re
 
 from cube_mesh.exchange import Exchange
-from cube_mesh.telemetry.ids import hex_ids
-from cube_mesh.telemetry.trace_context import parse_traceparent, parse_tracestate, sampled_by_ratio
+from cube_mesh.ids import hex_ids
+from cube_mesh.trace_context import parse_traceparent, parse_tracestate, sampled_by_ratio
 
 _VALID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 

@@ -1,0 +1,157 @@
+"""The node's log: one JSON object a line, or text on a terminal, collected and written in pieces.
+
+Lines are written 0.2 s after the first one waits, at 32 KiB, and at once from a warning on. A crash may lose what
+waits, and a reader that stalls loses lines (counted) instead of stalling the node: unlike the audit trail, a log may
+be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import stat
+
+import msgspec
+
+from cube_mesh.text import Stamp, clean, describe
+
+FLUSH_S = 0.2
+_FLUSH_BYTES = 32_768
+_MAX_BYTES = 1_048_576  # waiting at most; more is dropped
+_PIPE_PIECE = 4_096  # PIPE_BUF: what a pipe that polls as writable takes without blocking
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn", logging.ERROR: "error"}
+
+
+class LineWriter:
+    """Collects encoded lines for one descriptor. ``lost`` counts lines dropped because nobody read them."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        mode = os.fstat(fd).st_mode
+        self._poll: select.poll | None = None
+        if not stat.S_ISREG(mode):
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLOUT)
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.lost = 0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on lines may wait for a timer of this loop; before, each is written at once."""
+        self._loop = loop
+
+    def write(self, line: bytes) -> None:
+        """Take one line, with its newline."""
+        size = self._size + len(line)
+        if size > _MAX_BYTES:
+            self.lost += 1
+            return
+        self._lines.append(line)
+        self._size = size
+        if size >= _FLUSH_BYTES or self._loop is None:
+            self.flush()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Write what waits, as far as the other end takes it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        data = memoryview(b"".join(self._lines))
+        try:
+            while data and self._ready():
+                data = data[os.write(self._fd, data if self._poll is None else data[:_PIPE_PIECE]) :]
+        except OSError:  # a closed or full log: nothing to tell it to
+            self.lost += bytes(data).count(b"\n")
+            data = data[len(data) :]
+        self._lines = [bytes(data)] if data else []
+        self._size = len(data)
+        if data and self._loop is not None:
+            self._timer = self._loop.call_later(FLUSH_S, self.flush)
+
+    def _ready(self) -> bool:
+        return self._poll is None or bool(self._poll.poll(0))
+
+    def close(self) -> None:
+        self._loop = None
+        self.flush()
+
+
+class _Record(msgspec.Struct, omit_defaults=True):
+    time: str
+    level: str
+    msg: str
+    logger: str
+    node_id: str = ""
+    error: str = ""
+    unsafe: bool = False
+
+
+class NodeFormatter:
+    """Formats the records of stdlib logging like request lines. ``unsafe`` marks every line of a node that runs unsafe.
+
+    Of an exception only type and stack are shown: its text may quote what a tenant sent.
+    """
+
+    def __init__(self, node_id: str, *, json: bool, unsafe: bool = False) -> None:
+        self._node_id = node_id
+        self._json = json
+        self._unsafe = unsafe
+        self._stamp = Stamp()
+        self._encode_lines = msgspec.json.Encoder().encode_lines
+
+    def format(self, record: logging.LogRecord) -> bytes:
+        error = ""
+        if record.exc_info and record.exc_info[1] is not None:
+            error = describe(record.exc_info[1])
+        level = NAMES.get(record.levelno, record.levelname.lower())
+        stamp, text = self._stamp(record.created), record.getMessage()
+        if self._json:
+            text, error = _lines(text, 8192), _lines(error, 8192)
+            line = _Record(stamp, level, text, record.name, self._node_id, error, self._unsafe)
+            return self._encode_lines([line])
+        mark = " UNSAFE" if self._unsafe else ""
+        shown = "\n    ".join(clean(part, 2048) for part in f"{text}\n{error}".strip().split("\n"))
+        return f"{stamp} {level.upper():5}{mark} {record.name}: {shown}\n".encode("utf-8", "replace")
+
+
+def _lines(text: str, limit: int) -> str:
+    return "\n".join(clean(part, limit) for part in text[:limit].split("\n"))
+
+
+class NodeHandler(logging.Handler):
+    """Hands stdlib records to the line writer; warnings and above are written at once."""
+
+    def __init__(self, writer: LineWriter, formatter: NodeFormatter) -> None:
+        super().__init__()
+        self._writer = writer
+        self._format = formatter.format
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(self._format(record))
+            if record.levelno >= logging.WARNING:
+                self._writer.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def setup(level: str, form: str, node_id: str, *, fd: int = 2, unsafe: bool = False) -> tuple[LineWriter, bool]:
+    """Make the logger ``cube_mesh`` write to ``fd``. Returns the writer, to start and close, and whether lines are
+    JSON.
+
+    ``form`` is "json", "text" or "auto" (text on a terminal). Replaces an earlier set-up of this logger.
+    """
+    json = form == "json" or (form == "auto" and not os.isatty(fd))
+    writer = LineWriter(fd)
+    logger = logging.getLogger("cube_mesh")
+    logger.handlers[:] = [NodeHandler(writer, NodeFormatter(node_id, json=json, unsafe=unsafe))]
+    logger.setLevel(LEVELS[level])
+    logger.propagate = False
+    return writer, json
