@@ -198,17 +198,18 @@ def _field(kind: type[msgspec.Struct], name: str, path: tuple[str, ...], where: 
         if field.name == name:
             return field.type
     key = ".".join((*path, name))
-    nearest = _nearest(key, name, [field.name for field in msgspec.structs.fields(kind)], path)
-    raise ConfigError(f"unknown key{nearest}", key=key, where=where)
+    siblings = [field.name for field in msgspec.structs.fields(kind)]
+    raise ConfigError(f"unknown key{_nearest(name, siblings, path)}", key=key, where=where)
 
 
-def _nearest(key: str, name: str, siblings: list[str], path: tuple[str, ...]) -> str:
+def _nearest(name: str, siblings: list[str], path: tuple[str, ...]) -> str:
+    """A sibling that is spelled nearly so, else the same name in another section, else the nearest sibling."""
     close = get_close_matches(name, siblings, 1, 0.6)
-    if close:
-        return f"; did you mean {'.'.join((*path, close[0]))!r}?"
-    everywhere = {known.rpartition(".")[2]: known for known in keys()}
-    elsewhere = everywhere.get(name) or next(iter(get_close_matches(generic(key), list(keys()), 1, 0.6)), None)
-    return f"; did you mean {elsewhere!r}?" if elsewhere else f"; known here: {', '.join(siblings)}"
+    elsewhere = [known for known in keys() if known.rpartition(".")[2] == name]
+    if not close and elsewhere:
+        return f"; did you mean {elsewhere[0]!r}?"
+    nearest = ".".join((*path, *(close or get_close_matches(name, siblings, 1, 0.0))))
+    return f"; did you mean {nearest!r}?" if close else f"; the nearest known one is {nearest!r}"
 
 
 def keys(kind: Any = Settings, prefix: str = "") -> Iterator[str]:
