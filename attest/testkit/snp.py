@@ -111,7 +111,7 @@ def tcb_bytes(tcb: Tcb) -> bytes:
 
 
 class SimulatedSnpCollector:
-    """Collector of scheme "simulated-sev-snp": what a real SEV-SNP guest would send, from a machine that a seed makes."""
+    """Collector of scheme "simulated-sev-snp": what a real guest would send, from a machine that a seed makes."""
 
     scheme = "simulated-sev-snp"
 

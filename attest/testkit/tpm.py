@@ -27,7 +27,7 @@ __all__ = ["SoftwareTpm"]
 
 AK_ATTRIBUTES = 0x00050072  # restricted | sign | userWithAuth | sensitiveDataOrigin | fixedParent | fixedTPM
 _HASHES: dict[int, hashes.HashAlgorithm] = {
-    Alg.SHA1: hashes.SHA1(),  # noqa: S303 - to mint what must be refused
+    Alg.SHA1: hashes.SHA1(),  # to mint what must be refused
     Alg.SHA256: hashes.SHA256(),
     Alg.SHA384: hashes.SHA384(),
     Alg.SHA512: hashes.SHA512(),

@@ -1,0 +1,103 @@
+"""From verified evidence and policy to one result: every rule of every platform, all mismatches at once."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from attest.binding import Claims, Role
+from attest.errors import AppraisalFailed, Mismatch
+from attest.policy import EvidencePolicy
+from attest.schemes.sev_snp import appraise as snp
+from attest.schemes.sev_snp.verify import VerifiedReport
+from attest.schemes.vtpm import appraise as vtpm
+from attest.schemes.vtpm.verify import VerifiedQuote
+
+__all__ = ["AttestationResult", "Verified", "appraise"]
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """All that verification has established about one piece of evidence. ``expires``: Unix seconds, earliest end."""
+
+    claims: Claims
+    evidence_digest: str
+    expires: float
+    quote: VerifiedQuote | None = None
+    report: VerifiedReport | None = None
+
+
+class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 9334 Attestation Result of accepted evidence; there is none for refused evidence (AppraisalFailed).
+
+    ``platform``: "vtpm", "sev-snp", "sev-snp+vtpm", with "simulated-" in front where it is one, or "none".
+    ``confidential``: hardware that keeps memory from its operator has vouched. ``claims``: verified claims as text.
+    ``expires``: Unix seconds, the earliest end of claims and certificates; the caller adds its own interval.
+    ``appraisal_id`` is derived from evidence and policy, so equal inputs give equal ids.
+    """
+
+    verdict: str = "accept"
+    platform: str
+    confidential: bool
+    simulated: bool
+    claims: dict[str, str]
+    policy_id: str
+    policy_digest: str
+    node_id: str
+    boot_id: bytes
+    expires: float
+    evidence_digest: str
+    appraisal_id: str
+
+
+def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
+    """The result, or AppraisalFailed with every mismatch in rule order."""
+    quote, report = verified.quote, verified.report
+    reference = policy.reference_values
+    mismatches: tuple[Mismatch, ...] = ()
+    claims: dict[str, str] = {}
+    if report is not None and policy.sev_snp is not None:
+        mismatches += snp.appraise_report(report, policy.sev_snp, reference.sev_snp)
+        claims |= snp.claims_of(report)
+    if quote is not None and policy.vtpm is not None:
+        mismatches += vtpm.appraise_quote(quote, policy.vtpm, reference.vtpm)
+        claims |= vtpm.claims_of(quote)
+    mismatches += _confidentiality(verified, policy)
+    if mismatches:
+        raise AppraisalFailed(mismatches)
+    simulated = report is not None and report.simulated
+    identity = f"{verified.evidence_digest}{policy.digest}".encode()
+    return AttestationResult(
+        platform=_platform(verified),
+        confidential=report is not None and not simulated and not report.report.policy.debug,
+        simulated=simulated,
+        claims=claims,
+        policy_id=policy.id,
+        policy_digest=policy.digest,
+        node_id=verified.claims.node_id,
+        boot_id=verified.claims.boot_id,
+        expires=verified.expires,
+        evidence_digest=verified.evidence_digest,
+        appraisal_id=hashlib.sha256(b"cube-mesh/1 appraisal\x00" + identity).hexdigest()[:32],
+    )
+
+
+def _confidentiality(verified: Verified, policy: EvidencePolicy) -> tuple[Mismatch, ...]:
+    """A vTPM alone says what booted, not that the operator cannot read memory: a policy must accept that by name."""
+    if verified.report is not None or (verified.quote is not None and policy.unsafe_accept_vtpm_only):
+        return ()
+    if verified.quote is not None:
+        hint = "set unsafe_accept_vtpm_only = true, or ask for hardware evidence"
+        return (Mismatch("not_confidential", "confidential", "true", "false", "policy", hint),)
+    if policy.none is not None and verified.claims.role is Role.CLIENT:
+        return ()
+    return (Mismatch("unattested_server", "platform", "evidence of a platform", "none"),)
+
+
+def _platform(verified: Verified) -> str:
+    names = []
+    if verified.report is not None:
+        names.append("simulated-sev-snp" if verified.report.simulated else "sev-snp")
+    if verified.quote is not None:
+        names.append("vtpm")
+    return "+".join(names) or "none"

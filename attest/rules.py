@@ -1,0 +1,31 @@
+"""What the rule tables of every scheme share: strict structs, the texts that values are compared as, one comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+from attest.errors import Mismatch
+
+__all__ = ["Hex16", "Hex32", "Hex48", "Hex64", "Table", "require", "require_one_of"]
+
+Hex16: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Hex32: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Hex48: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{96}\Z")]
+Hex64: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{128}\Z")]
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Base of every table of a policy: an unknown key is an error."""
+
+
+def require(holds: bool, code: str, claim: str, expected: str, actual: str, hint: str = "") -> tuple[Mismatch, ...]:
+    """No mismatch when the rule holds, else the one that says so."""
+    return () if holds else (Mismatch(code, claim, expected, actual, hint=hint),)
+
+
+def require_one_of(values: Collection[str], code: str, claim: str, actual: str) -> tuple[Mismatch, ...]:
+    """The actual value is one of the reference values. None given: the rule was not asked for (see ``policy``)."""
+    return require(not values or actual in values, code, claim, " or ".join(values), actual)

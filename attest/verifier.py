@@ -1,0 +1,196 @@
+"""The relying party's door: evidence in, result out. Pure: no fetching, no clock, no state between calls.
+
+The steps are numbered; each either gives what the next one needs or raises an AttestError with its own code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+from cryptography import x509
+
+from attest.appraise import AttestationResult, Verified, appraise
+from attest.binding import Expected, ak_report_data, check_binding, data_hash, snp_report_data
+from attest.chain import load_certificate
+from attest.errors import UnsupportedEvidence
+from attest.evidence import (
+    ENDORSEMENTS,
+    ENDORSEMENTS_TYPE,
+    HARDWARE,
+    SNP_REPORT_TYPE,
+    TPM2_QUOTE_TYPE,
+    TPM_QUOTE,
+    Evidence,
+    Part,
+    decode_certificates,
+    decode_evidence,
+)
+from attest.policy import EvidencePolicy, parse_policy
+from attest.schemes.sev_snp.verify import (
+    PRODUCTS,
+    Root,
+    VerifiedReport,
+    amd_roots,
+    check_report_data,
+    verify_report,
+)
+from attest.schemes.vtpm.verify import VerifiedQuote, verify_ak_certificate, verify_quote
+
+__all__ = ["Verifier", "policy_from_result"]
+
+
+class Verifier:
+    """Appraises evidence under one policy. Safe to share between threads: it keeps nothing from one call to the next.
+
+    ``allow_simulated`` also trusts the testkit's root; results from it say ``simulated`` and are not confidential.
+    """
+
+    def __init__(self, policy: EvidencePolicy, *, allow_simulated: bool = False) -> None:
+        self.policy = policy
+        self._snp_roots = _snp_roots(allow_simulated) if policy.sev_snp is not None else {}
+        self._ak_roots = [load_certificate(pem.encode()) for pem in policy.reference_values.vtpm.ak_roots]
+
+    def appraise(
+        self, raw: bytes, expected: Expected, *, now: float, endorsements: Sequence[bytes] = ()
+    ) -> AttestationResult:
+        """Verify and appraise encoded evidence.
+
+        ``expected``: what the caller knows of channel and peer. ``now``: Unix seconds. ``endorsements``: certificates
+        (DER or PEM) beside those that the evidence carries. Raises an AttestError for everything but acceptance.
+        Not checked: revocation, and that the TLS peer holds the key in ``expected`` (the channel's work).
+        """
+        # 1. One strict collection.
+        evidence = decode_evidence(raw)
+        # 2. The claims are those of this channel, peer and time.
+        claims = check_binding(evidence.claims, expected, now, self.policy.max_lifetime_s)
+        # 3. Exactly the parts that the policy asks for.
+        self._check_parts(evidence)
+        # 4. Signatures and chains; each part speaks for the hash of these very claims.
+        certificates = _certificates(evidence, endorsements)
+        hashed = data_hash(evidence.claims)
+        quote, quote_expires = self._verify_quote(evidence.parts.get(TPM_QUOTE), hashed, certificates, now)
+        report = self._verify_report(evidence.parts.get(HARDWARE), hashed, quote, certificates, now)
+        # 5. The policy's rules.
+        verified = Verified(
+            claims=claims,
+            evidence_digest=hashlib.sha256(raw).hexdigest(),
+            expires=min(float(claims.not_after), quote_expires, report.expires if report else math.inf),
+            quote=quote,
+            report=report,
+        )
+        return appraise(verified, self.policy)
+
+    def _check_parts(self, evidence: Evidence) -> None:
+        wanted = {
+            TPM_QUOTE: TPM2_QUOTE_TYPE if self.policy.vtpm is not None else None,
+            HARDWARE: SNP_REPORT_TYPE if self.policy.sev_snp is not None else None,
+        }
+        for key, media_type in wanted.items():
+            if media_type is not None and key not in evidence.parts:
+                raise UnsupportedEvidence(f"the policy asks for {media_type}, there is none", code="part_missing")
+        for key, part in evidence.parts.items():
+            accepted = ENDORSEMENTS_TYPE if key == ENDORSEMENTS else wanted.get(key)
+            if part.media_type != accepted:
+                raise UnsupportedEvidence(f"part {key} ({part.media_type}) is not in the policy", code="part_unknown")
+
+    def _verify_quote(
+        self, part: Part | None, hashed: bytes, certificates: Sequence[x509.Certificate], now: float
+    ) -> tuple[VerifiedQuote | None, float]:
+        if part is None:
+            return None, math.inf
+        quote = verify_quote(part.body, hashed)
+        if not self._ak_roots:
+            return quote, math.inf
+        return quote, verify_ak_certificate(quote, certificates, self._ak_roots, now)
+
+    def _verify_report(
+        self,
+        part: Part | None,
+        hashed: bytes,
+        quote: VerifiedQuote | None,
+        certificates: Sequence[x509.Certificate],
+        now: float,
+    ) -> VerifiedReport | None:
+        if part is None:
+            return None
+        verified = verify_report(part.body, certificates, now, self._snp_roots)
+        # With a vTPM beside it, the hardware report names the AK, which thereby needs no other trust.
+        expected = ak_report_data(quote.ak_public, hashed) if quote else snp_report_data(hashed)
+        check_report_data(verified.report, expected)
+        return verified
+
+
+def _certificates(evidence: Evidence, endorsements: Sequence[bytes]) -> list[x509.Certificate]:
+    part = evidence.parts.get(ENDORSEMENTS)
+    carried = decode_certificates(part.body) if part is not None else ()
+    return [load_certificate(der) for der in (*carried, *endorsements)]
+
+
+def _snp_roots(allow_simulated: bool) -> Mapping[str, Sequence[Root]]:
+    roots: dict[str, Sequence[Root]] = {product: amd_roots()[product] for product in PRODUCTS}
+    if not allow_simulated:
+        return roots
+    from attest.testkit.pki import simulated_roots  # the one way by which the testkit's root comes in
+
+    return {product: (*roots[product], *simulated_roots()[product]) for product in PRODUCTS}
+
+
+def policy_from_result(
+    result: AttestationResult, *, policy_id: str, max_lifetime_s: float = 7200.0, pcrs: Sequence[int] | None = None
+) -> str:
+    """A strict policy (TOML) that pins what ``result`` shows: AK name and PCR values, measurement, chip and TCB.
+
+    The result is trusted as found: look at it before you use the policy. ``pcrs`` limits the PCRs pinned; default: all
+    that were quoted. ``unsafe_accept_vtpm_only`` is written for a vTPM without hardware evidence, because such a policy
+    could not accept anything otherwise. Raises ValueError for a result without evidence, PolicyFormatError for a bad id.
+    """
+    lines = [f'id = "{policy_id}"', f"max_lifetime_s = {max_lifetime_s}"]
+    values: list[str] = []
+    if "ak.name" in result.claims:
+        if "measurement" not in result.claims:
+            lines.append("unsafe_accept_vtpm_only = true  # no hardware evidence: integrity, not confidentiality")
+        rules, pinned = _vtpm_tables(result.claims, pcrs)
+        lines += rules
+        values += pinned
+    if "measurement" in result.claims:
+        rules, pinned = _snp_tables(result.claims)
+        lines += rules
+        values += pinned
+    if not values:
+        raise ValueError("a result without evidence gives no policy")
+    text = "\n".join([*lines, *values, ""])
+    parse_policy(text)
+    return text
+
+
+def _vtpm_tables(claims: Mapping[str, str], pcrs: Sequence[int] | None) -> tuple[list[str], list[str]]:
+    names = [name.split(".") for name in claims if name.startswith("pcr.")]
+    bank = min(name[1] for name in names)
+    quoted = sorted(int(index) for _, its_bank, index in names if its_bank == bank)
+    chosen = [index for index in quoted if pcrs is None or index in pcrs]
+    rules = ["", "[vtpm]", f'pcr_bank = "{bank}"', f"pcrs = {chosen}"]
+    values = ["", "[reference_values.vtpm]", f'ak_names = ["{claims["ak.name"]}"]', ""]
+    values += ["[reference_values.vtpm.pcr_values]", *(f'{i} = ["{claims[f"pcr.{bank}.{i}"]}"]' for i in chosen)]
+    return rules, values
+
+
+def _snp_tables(claims: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    floor = {name.removeprefix("tcb."): level for name, level in claims.items() if name.startswith("tcb.")}
+    rules = [
+        "",
+        "[sev-snp]",
+        f'products = ["{claims["product"]}"]',
+        f'signing_keys = ["{claims["signing_key"]}"]',
+        f"vmpl = [{claims['vmpl']}]",
+        f"min_guest_svn = {claims['guest_svn']}",
+        f"min_tcb = {{ {', '.join(f'{name} = {level}' for name, level in floor.items())} }}",
+    ]
+    values = ["", "[reference_values.sev-snp]", f'measurements = ["{claims["measurement"]}"]']
+    values.append(f'host_data = ["{claims["host_data"]}"]')
+    if claims["signing_key"] == "vcek":
+        values.append(f'chip_ids = ["{claims["chip_id"]}"]')
+    else:
+        values.append(f'csp_ids = ["{claims["csp_id"]}"]')
+    return rules, values
