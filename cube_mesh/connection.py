@@ -133,7 +133,8 @@ class Downstream(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._client_ip = str(peer[0]) if isinstance(peer, tuple) and peer else ""
         self.peer_id: str = transport.get_extra_info("peer_id") or ""
-        self.client_tls: str = transport.get_extra_info("tls_version") or ""
+        attestation = transport.get_extra_info("attestation")
+        self.client_tls: str = attestation.tls_version if attestation is not None else ""
         service = self._service
         transport.set_write_buffer_limits(service.limits.write_high_water, service.limits.write_low_water)
         service.connections.add(self)
