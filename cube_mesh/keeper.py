@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,20 +21,35 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attest.appraise import AttestationResult
 from attest.attester import Collector, NoEvidence, evidence_for
 from attest.binding import Claims, Expected, Phase, Role
-from attest.errors import UnsupportedEvidence
-from cube_mesh.tls.identity import TLS_ROLE, Leaf, SpiffeId, self_signed_leaf, spki_hash, validity_window
+from attest.errors import AttestError, UnsupportedEvidence
+from attest.policy import load_policy, parse_policy
+from attest.schemes.vtpm.collect import TpmCollector
+from attest.verifier import Verifier
+from cube_mesh.errors import ConfigError
+from cube_mesh.settings import Attestation, Mesh, Settings
+from cube_mesh.tls.ca import load_certificates, load_key
+from cube_mesh.tls.identity import (
+    TLS_ROLE,
+    Leaf,
+    SpiffeId,
+    check_chain,
+    check_role,
+    check_validity,
+    load_leaf,
+    parse_peer_leaf,
+    parse_spiffe_id,
+    self_signed_leaf,
+    spki_hash,
+    validity_window,
+)
+from cube_mesh.tls.port import CLAIMS_ONLY
 from cube_mesh.tls.reasons import Refusal
 
 _log = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 _MEMO_ENTRIES = 256
-
-
-class Appraiser(Protocol):
-    """The part of ``attest.Verifier`` that the keeper calls."""
-
-    def appraise(self, raw: bytes, expected: Expected, *, now: float) -> AttestationResult: ...
+_CLAIMS_ONLY_POLICY = f'id = "{CLAIMS_ONLY}"\n[none]\naccept_unattested_clients = true\n'
 
 
 class Keeper:
@@ -48,7 +63,7 @@ class Keeper:
         self,
         node_id: SpiffeId,
         collector: Collector,
-        verifiers: Mapping[str, Appraiser],
+        verifiers: Mapping[str, Verifier],
         roots: tuple[bytes, ...],
         *,
         leaf: Leaf | None = None,
@@ -62,7 +77,7 @@ class Keeper:
         self.role = node_id.role
         self.roots = roots
         self._collector = collector
-        self._verifiers = dict(verifiers)
+        self._verifiers = {**verifiers, CLAIMS_ONLY: Verifier(parse_policy(_CLAIMS_ONLY_POLICY))}
         self._leaf = leaf
         self._makes_leaf = leaf is None
         self._leaf_lifetime_s = leaf_lifetime_s
@@ -87,6 +102,8 @@ class Keeper:
             self._rotation.cancel()
             await asyncio.gather(self._rotation, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if isinstance(self._collector, TpmCollector):
+            self._collector.close()
 
     @property
     def leaf(self) -> Leaf:
@@ -95,11 +112,18 @@ class Keeper:
             raise Refusal("evidence_unavailable", "this node has no valid leaf")
         return self._leaf
 
+    @property
+    def has_leaf(self) -> bool:
+        """For readiness: whether ``leaf`` would give one."""
+        return self._leaf is not None and self._leaf.not_after > self._clock()
+
     async def renew_leaf(self) -> None:
         """A new key, a passport for it, and a leaf that carries it. The old leaf stays until this has worked."""
         key = ec.generate_private_key(ec.SECP256R1())
         not_before, not_after = validity_window(self._clock(), self._leaf_lifetime_s)
-        passport = await self._collect(self._claims(TLS_ROLE[self.role], Phase.PASSPORT, spki_hash(key.public_key()), not_after))
+        passport = await self._collect(
+            self._claims(TLS_ROLE[self.role], Phase.PASSPORT, spki_hash(key.public_key()), not_after)
+        )
         serial = x509.random_serial_number()
         self._leaf = self_signed_leaf(
             self.node_id, key, passport, serial=serial, not_before=not_before, not_after=not_after
@@ -113,7 +137,9 @@ class Keeper:
             await asyncio.sleep(wait_s)
             try:
                 await self.renew_leaf()
-            except Exception as error:  # whatever it was, the next attempt may succeed and the old leaf has half its life
+            except (
+                Exception
+            ) as error:  # whatever it was, the next attempt may succeed and the old leaf has half its life
                 _log.warning("the leaf could not be renewed: %r", error)
                 wait_s, retry_s = retry_s, min(retry_s * 2, _LAST_RETRY_S)
             else:
@@ -194,3 +220,110 @@ class Keeper:
 def read_boot_id() -> bytes:
     """The kernel's boot id, 16 bytes: another one means another boot."""
     return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
+
+
+# --- from settings ---
+
+MAX_AGENT_LEAF_S = 3600.0  # a self-signed leaf's; its evidence is no fresher than that
+
+
+def keeper_from_settings(settings: Settings, role: Literal["proxy", "agent"]) -> Keeper:
+    """The keeper of a node with ``role``. Reads the files that the settings name; ConfigError says which is wrong.
+
+    ``start`` is still to be awaited. A device is not touched before that.
+    """
+    mesh, attestation = settings.mesh, settings.attestation
+    node_id = _node_id(mesh, role)
+    if not mesh.ca_file:
+        raise ConfigError("the mesh CA's certificate is needed", key="mesh.ca_file")
+    roots = load_certificates(mesh.ca_file)
+    if attestation.leaf_lifetime_s > MAX_AGENT_LEAF_S:
+        raise ConfigError(f"at most {MAX_AGENT_LEAF_S:.0f}", key="attestation.leaf_lifetime_s")
+    return Keeper(
+        node_id,
+        _collector(settings, role),
+        _verifiers(settings),
+        roots,
+        leaf=_proxy_leaf(mesh, node_id, roots) if role == "proxy" else None,
+        leaf_lifetime_s=attestation.leaf_lifetime_s,
+        claims_lifetime_s=attestation.interval_s,
+        max_concurrent_quotes=attestation.max_concurrent_quotes,
+    )
+
+
+def _node_id(mesh: Mesh, role: Literal["proxy", "agent"]) -> SpiffeId:
+    try:
+        return parse_spiffe_id(f"spiffe://{mesh.trust_domain}/{role}/{mesh.node_id}")
+    except ValueError as error:
+        raise ConfigError(str(error), key="mesh.node_id") from None
+
+
+def _proxy_leaf(mesh: Mesh, node_id: SpiffeId, roots: tuple[bytes, ...]) -> Leaf:
+    """The leaf from disk, if it is what agents will accept: found out here, and not at the first connection."""
+    if not mesh.cert_file or not mesh.key_file:
+        raise ConfigError("a proxy needs its leaf and key, as `cube-mesh ca issue` makes them", key="mesh.cert_file")
+    first, *chain = load_certificates(mesh.cert_file)
+    try:
+        leaf = load_leaf(first, load_key(mesh.key_file), tuple(chain))
+        seen = parse_peer_leaf(first)
+        check_role(seen, TLS_ROLE[node_id.role])
+        check_validity(seen, time.time())
+        check_chain(seen, leaf.chain_der, roots, time.time())
+    except (ValueError, Refusal) as error:
+        raise ConfigError(str(error), key="mesh.cert_file", where=mesh.cert_file) from error
+    if seen.spiffe_id != node_id:
+        raise ConfigError(f"the leaf is {seen.spiffe_id}, the node {node_id}", key="mesh.node_id")
+    return leaf
+
+
+def _collector(settings: Settings, role: Literal["proxy", "agent"]) -> Collector:
+    attestation, key = settings.attestation, "attestation.attester"
+    match attestation.attester:
+        case "none" if role == "proxy":
+            return NoEvidence()
+        case "vtpm" if role == "agent":
+            return _tpm_collector(attestation)
+        case "simulated-sev-snp" if role == "agent":
+            return _simulated_collector(settings)
+    wanted = '"none"' if role == "proxy" else '"vtpm" or "simulated-sev-snp"'
+    raise ConfigError(f"a node with role {role} says {wanted}, not {attestation.attester!r}", key=key)
+
+
+def _tpm_collector(attestation: Attestation) -> TpmCollector:
+    certificates = load_certificates(attestation.ak_cert_file) if attestation.ak_cert_file else ()
+    try:
+        return TpmCollector(
+            attestation.tcti,
+            attestation.pcrs,
+            ak_file=attestation.ak_context_file,
+            ak_handle=attestation.ak_handle,
+            ak_certificates=certificates,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error), key="attestation") from error
+
+
+def _simulated_collector(settings: Settings) -> Collector:
+    from attest.testkit.snp import SimulatedSnpCollector  # test keys: only where the operator asked for them
+
+    path = settings.attestation.simulated_seed_file
+    if not settings.unsafe_allow_simulated:
+        raise ConfigError("simulated evidence needs unsafe_allow_simulated = true", key="attestation.attester")
+    try:
+        return SimulatedSnpCollector(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no seed: {error}", key="attestation.simulated_seed_file", where=path) from error
+
+
+def _verifiers(settings: Settings) -> dict[str, Verifier]:
+    """One per policy file that an attested upstream names; ``Upstream.policy`` is the name."""
+    verifiers: dict[str, Verifier] = {}
+    for upstream in settings.upstreams:
+        if not upstream.url.startswith("atls://"):
+            continue
+        try:
+            policy = load_policy(upstream.policy)
+        except AttestError as error:
+            raise ConfigError(str(error), key=f"upstreams.{upstream.name}.policy", where=upstream.policy) from error
+        verifiers[upstream.policy] = Verifier(policy, allow_simulated=settings.unsafe_allow_simulated)
+    return verifiers

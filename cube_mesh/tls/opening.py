@@ -141,7 +141,9 @@ class Opening(asyncio.Protocol):
 
     def _read_facts(self) -> Facts:
         tls = self._tls
-        leaf = tls.get_peer_certificate()  # as OpenSSL has it: reading it, and refusing what is unreadable, is identity's
+        leaf = (
+            tls.get_peer_certificate()
+        )  # as OpenSSL has it: reading it, and refusing what is unreadable, is identity's
         chain = tls.get_peer_cert_chain() or []
         return Facts(
             version=tls.get_protocol_version_name(),
@@ -169,7 +171,7 @@ class Opening(asyncio.Protocol):
             except SSL.Error as error:
                 self._run(gate.failed("eof", _describe(error)))
                 return
-            self._run(gate.receive(data))
+            self._run(gate.receive(data, time.time()))
 
     def _run(self, commands: list[Command]) -> None:
         for command in commands:
@@ -236,7 +238,7 @@ class Opening(asyncio.Protocol):
         }
         channel = Channel(self._tls, tcp, inner, info)
         tcp.set_protocol(channel)
-        self._on_end(self._event("ok", "open", "", str(gate.peer.spiffe_id)), inner)
+        self._on_end(self._event("ok", "open", "", str(gate.peer.spiffe_id), result.platform), inner)
         channel.start(rest, expires_at - time.time())
 
     def _describe_channel(self, result: AttestationResult, expires_at: float) -> ChannelAttestation:
@@ -299,9 +301,9 @@ class Opening(asyncio.Protocol):
         if self._tcp is not None:
             self._tcp.abort()
 
-    def _event(self, reason: str, phase: GatePhase, detail: str, peer_id: str) -> GateEvent:
+    def _event(self, reason: str, phase: GatePhase, detail: str, peer_id: str, platform: str = "") -> GateEvent:
         took = (time.perf_counter() - self._started_at) * 1e3 if self._started_at else 0.0
-        return GateEvent(reason, phase, self._plan.role.name.lower(), self._mode(), peer_id, took, detail)
+        return GateEvent(reason, phase, self._plan.role.name.lower(), self._mode(), peer_id, took, detail, platform)
 
     def _mode(self) -> str:
         return MODE.get(self._facts.protocol, "") if self._facts else ""

@@ -12,6 +12,8 @@ from attest.binding import Expected, Phase, Role
 from cube_mesh.tls.identity import Leaf, SpiffeId
 from cube_mesh.tls.reasons import Phase as GatePhase
 
+CLAIMS_ONLY = "claims-only"  # the policy for peers whose identity is the mesh CA's: the binding, and no evidence
+
 
 class KeeperPort(Protocol):
     """Owner of the leaf key, the TEE or TPM and the evidence policies."""
@@ -60,6 +62,7 @@ class GateEvent(msgspec.Struct, frozen=True):
     peer_id: str  # as far as known, proven only when reason is "ok"
     duration_ms: float
     detail: str = ""
+    platform: str = ""  # of the appraised evidence, when reason is "ok"
 
 
 OnGate: TypeAlias = Callable[[GateEvent], None]

@@ -1,0 +1,69 @@
+"""The agent role: allow-listed proxies in front, over attested TLS; the model server behind."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cube_mesh.connection import Service
+from cube_mesh.errors import ConfigError
+from cube_mesh.listener import bind, is_loopback
+from cube_mesh.mesh import build_keeper
+from cube_mesh.middleware import agent_chain
+from cube_mesh.parts import Parts, route_table
+from cube_mesh.targets import build_targets
+from cube_mesh.tls.connector import AttestedServer, log_gate
+from cube_mesh.tls.port import GateEvent
+
+DEFAULT_PORT = 8901
+
+
+class AgentRole:
+    """``cube-mesh agent``. Serves nothing until it has evidence: the first leaf is made before it listens."""
+
+    def __init__(self, parts: Parts) -> None:
+        settings = parts.settings
+        if settings.unsafe_allow_simulated and not is_loopback(settings.listen.host):
+            raise ConfigError("simulated evidence is served on loopback only", key="listen.host")
+        self._parts = parts
+        self._server: asyncio.Server | None = None
+        self._keeper = build_keeper("agent", settings)
+        self._targets = build_targets(settings.upstreams, settings.timeouts, settings.limits, parts.sweeper, None)
+        self._export = parts.export()
+        routes = route_table(settings.routes, settings.upstreams)
+        common = parts.common(str(self._keeper.node_id), routes, dict(self._targets), self._export)
+        self.service = Service(
+            agent_chain(common), settings.limits, settings.timeouts, parts.sweeper, {}, parts.numbers.protocol_error
+        )
+        self._front = AttestedServer(
+            self._keeper,
+            self.service.protocol,
+            settings.attestation,
+            settings.mesh.allowed_proxies,
+            on_gate=self._on_gate,
+        )
+
+    def _on_gate(self, event: GateEvent) -> None:
+        log_gate(event)
+        self._parts.count_gate(event)
+
+    async def start(self) -> None:
+        listen = self._parts.settings.listen
+        socket = bind(listen.host, listen.port or DEFAULT_PORT, listen.backlog)
+        await self._keeper.start()
+        self._parts.health.checks["leaf"] = self._leaf_missing
+        self._server = await asyncio.get_running_loop().create_server(self._front, sock=socket)
+
+    def _leaf_missing(self) -> str:
+        return "" if self._keeper.has_leaf else "this node has no valid leaf"
+
+    def stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def close(self) -> None:
+        self.stop_listening()
+        for target in self._targets.values():
+            target.pool.close()
+        await self._keeper.close()
+        if self._export is not None:
+            self._export.close()

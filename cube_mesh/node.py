@@ -1,0 +1,188 @@
+"""The composition root: builds the parts of one node, runs it until a signal, and takes it down in order.
+
+The one file that knows all parts. Start-up order: log, what both roles share, the role, its listeners, the local
+listener for metrics and health. SIGTERM or SIGINT drains: not ready, no new connection, finish what runs until
+``timeouts.drain_s``, cut the rest honestly, exit 0. A second signal cuts at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Literal, Protocol, TypeAlias
+
+import uvloop
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from cube_mesh import __version__
+from cube_mesh.agent import AgentRole
+from cube_mesh.connection import Service
+from cube_mesh.deadlines import Sweeper
+from cube_mesh.endpoints import load_endpoints
+from cube_mesh.errors import ConfigError, CubeMeshError, PeerError
+from cube_mesh.exchange import Exchange
+from cube_mesh.health import Health
+from cube_mesh.listener import bind
+from cube_mesh.message import Response, error_response
+from cube_mesh.parts import Parts
+from cube_mesh.proxy import ProxyRole
+from cube_mesh.settings import Settings
+from cube_mesh.telemetry import log
+from cube_mesh.telemetry.metrics import Metrics, NodeCollector, registry
+
+Role: TypeAlias = Literal["proxy", "agent"]
+EX_FAILURE, EX_CONFIG = 1, 78
+_POLL_S = 0.02
+_DEFAULT_METRICS_PORT = {"proxy": 8910, "agent": 8911}
+_log = logging.getLogger("cube_mesh.node")
+
+
+class NodeRole(Protocol):
+    """A role that the node runs. ``start`` returns when it listens; ``stop_listening`` keeps what is open."""
+
+    service: Service
+
+    async def start(self) -> None: ...
+    def stop_listening(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+def run(role: Role, settings: Settings) -> int:
+    """Run a node until it is told to stop. Returns the exit code; raises ConfigError before anything is served."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(role, settings))
+
+
+async def _serve(role: Role, settings: Settings) -> int:
+    stop = Stop(asyncio.get_running_loop())
+    node = Node(role, settings)
+    try:
+        await node.start()
+    except ConfigError:
+        await node.close()
+        raise
+    except Exception as error:
+        detail = str(error) if isinstance(error, CubeMeshError) or type(error).__module__.startswith("attest") else ""
+        _log.error("the node could not start: %s %s", type(error).__name__, detail, exc_info=not detail)
+        await node.close()
+        return EX_FAILURE
+    await stop.asked.wait()
+    await node.drain(stop.now)
+    await node.close()
+    return 0
+
+
+class Stop:
+    """Signals: the first asks the node to drain, the second to stop now. SIGHUP is accepted and has nothing to reload."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.asked = asyncio.Event()
+        self.now = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, lambda: _log.warning("SIGHUP: this version reloads nothing; restart"))
+
+    def _signalled(self) -> None:
+        if self.asked.is_set():
+            self.now.set()
+        self.asked.set()
+
+
+class Node:
+    """One running node: the shared parts, the role, and the local listener."""
+
+    def __init__(self, role: Role, settings: Settings) -> None:
+        self._role_name = role
+        self._settings = settings
+        unsafe = settings.unsafe_allow_simulated
+        self._writer, json_lines = log.setup(settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=unsafe)
+        self._draining = False
+        self._local: asyncio.Server | None = None
+        self._role: NodeRole | None = None
+        self._numbers = Metrics(domain.id for domain in settings.identity.domains)
+        self._collector = NodeCollector(self._numbers, {"version": __version__, "role": role}, unsafe=unsafe)
+        self._health = Health(f"cube-{role}", __version__, unsafe=unsafe)
+        self._parts = Parts(
+            settings=settings,
+            sweeper=Sweeper(),
+            health=self._health,
+            numbers=self._numbers,
+            collector=self._collector,
+            endpoints=load_endpoints(settings.authz.endpoints_file),
+            write_line=self._writer.write,
+            json_lines=json_lines,
+        )
+        self._registry: CollectorRegistry | None = None
+
+    async def start(self) -> None:
+        """Build the role and listen. What is wrong with the configuration comes out here, as ConfigError."""
+        loop = asyncio.get_running_loop()
+        if self._settings.unsafe_allow_simulated:
+            _log.warning("unsafe_allow_simulated is on: simulated evidence is accepted; this node proves nothing")
+        self._parts.sweeper.start(loop)
+        self._health.checks["node"] = lambda: "draining" if self._draining else ""
+        role: NodeRole = ProxyRole(self._parts) if self._role_name == "proxy" else AgentRole(self._parts)
+        self._role = role
+        self._collector.gauge("cube_requests_in_flight", "Requests being served.", lambda: role.service.in_flight)
+        self._collector.gauge(
+            "cube_connections", "Open client connections.", lambda: len(role.service.connections)
+        )
+        await self._listen_locally()
+        await role.start()
+        self._writer.start(loop)
+        _log.info("%s is up", self._role_name)
+
+    async def _listen_locally(self) -> None:
+        """Metrics and health, on loopback, apart from tenants."""
+        metrics = self._settings.metrics
+        if metrics.port < 0:
+            return
+        self._registry = registry(self._collector)
+        paths = {"/metrics": self._metrics, **self._health.paths()}
+        limits, timeouts = self._settings.limits, self._settings.timeouts
+        service = Service(NothingHere(), limits, timeouts, self._parts.sweeper, paths, self._numbers.protocol_error)
+        port = metrics.port or _DEFAULT_METRICS_PORT[self._role_name]
+        socket = bind(metrics.host, port, 16)
+        self._local = await asyncio.get_running_loop().create_server(service.protocol, sock=socket)
+
+    def _metrics(self, query: bytes) -> Response:
+        assert self._registry is not None
+        return Response(200, generate_latest(self._registry), CONTENT_TYPE_LATEST.encode("ascii"))
+
+    async def drain(self, now: asyncio.Event) -> None:
+        """Stop taking work, let what runs finish, cut what is left at the deadline or when ``now`` is set."""
+        role = self._role
+        assert role is not None
+        self._draining = True
+        role.stop_listening()
+        role.service.drain()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.timeouts.drain_s
+        _log.info("draining: %d requests are running", role.service.in_flight)
+        while role.service.connections and loop.time() < deadline and not now.is_set():
+            await asyncio.sleep(_POLL_S)
+        if role.service.connections:
+            _log.warning("cutting %d connections", len(role.service.connections))
+            role.service.cut()
+            await asyncio.sleep(_POLL_S)  # the last frames leave
+
+    async def close(self) -> None:
+        """Release everything; safe at any stage of the start."""
+        if self._role is not None:
+            await self._role.close()
+        if self._local is not None:
+            self._local.close()
+        self._parts.sweeper.stop()
+        _log.info("%s is down", self._role_name)
+        self._writer.close()
+
+
+class NothingHere:
+    """The chain of the local listener: no path but the local ones."""
+
+    def enter(self, exchange: Exchange) -> Response:
+        return error_response(PeerError("not_found", "There is nothing here.", status=404))
+
+    def leave(self, exchange: Exchange) -> None:
+        return None

@@ -1,0 +1,67 @@
+"""What the node builds once and hands to its role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from cube_mesh.deadlines import Sweeper
+from cube_mesh.endpoints import EndpointTable
+from cube_mesh.health import Health
+from cube_mesh.hops import Hop
+from cube_mesh.middleware import Common
+from cube_mesh.routes import RouteTable
+from cube_mesh.settings import RouteRule, Settings, Upstream
+from cube_mesh.telemetry.metrics import Metrics, NodeCollector
+from cube_mesh.telemetry.spans import Export, SpanBuilder
+from cube_mesh.tls.port import GateEvent
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """Shared parts of a node; no role in them."""
+
+    settings: Settings
+    sweeper: Sweeper
+    health: Health
+    numbers: Metrics
+    collector: NodeCollector
+    endpoints: EndpointTable
+    write_line: Callable[[bytes], None]
+    json_lines: bool
+
+    def common(self, node_id: str, routes: RouteTable, targets: dict[str, Hop], export: Export | None) -> Common:
+        """What the stages need."""
+        settings = self.settings
+        builder = None
+        if export is not None:
+            service = settings.tracing.service_name or "cube-mesh"
+            builder = SpanBuilder(service, node_id, unsafe=settings.unsafe_allow_simulated)
+        return Common(
+            settings=settings,
+            node_id=node_id,
+            endpoints=self.endpoints,
+            routes=routes,
+            targets=targets,
+            numbers=self.numbers,
+            write_line=self.write_line,
+            json_lines=self.json_lines,
+            build_spans=builder.spans if builder is not None else None,
+            emit_span=export.emit if export is not None else None,
+        )
+
+    def export(self) -> Export | None:
+        endpoint = self.settings.tracing.otlp_endpoint
+        return Export(endpoint) if endpoint else None
+
+    def count_gate(self, event: GateEvent) -> None:
+        """One decision of an attestation gate, for the metrics."""
+        verdict = "accept" if event.reason == "ok" else "refuse"
+        self.numbers.attestation(event.side, verdict, event.reason, event.platform, event.duration_ms / 1e3)
+
+
+def route_table(rules: tuple[RouteRule, ...], upstreams: tuple[Upstream, ...]) -> RouteTable:
+    """The configured rules; a node with one upstream and no rules sends everything there."""
+    if not rules and len(upstreams) == 1:
+        rules = (RouteRule(name=upstreams[0].name, upstream=upstreams[0].name),)
+    return RouteTable(rules)

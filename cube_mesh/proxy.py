@@ -1,0 +1,95 @@
+"""The proxy role: tenants in front, attested agents behind. Which listener, which chain, which upstreams."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cube_mesh.audit import FileSink
+from cube_mesh.authz import DomainAuthorizer, load_roles
+from cube_mesh.connection import Service
+from cube_mesh.identity import build_authenticator
+from cube_mesh.keeper import Keeper
+from cube_mesh.listener import bind_plain
+from cube_mesh.mesh import build_keeper
+from cube_mesh.middleware import proxy_chain
+from cube_mesh.parts import Parts, route_table
+from cube_mesh.ports import Connector
+from cube_mesh.settings import Upstream
+from cube_mesh.targets import build_targets, split_url
+from cube_mesh.tls.connector import AttestedConnector, log_gate
+from cube_mesh.tls.control import ControlLink
+from cube_mesh.tls.port import GateEvent
+
+DEFAULT_PORT = 8900
+
+
+class ProxyRole:
+    """``cube-mesh proxy``. Made with everything checked; ``start`` opens the door last."""
+
+    def __init__(self, parts: Parts) -> None:
+        settings = parts.settings
+        self._parts = parts
+        self._links: dict[str, ControlLink] = {}
+        self._server: asyncio.Server | None = None
+        self._keeper: Keeper | None = None
+        if any(split_url(upstream)[0] == "atls" for upstream in settings.upstreams):
+            self._keeper = build_keeper("proxy", settings)
+        self._authenticator = build_authenticator(settings.identity)
+        authorizer = DomainAuthorizer(settings.identity.domains, load_roles(settings.authz.roles_file))
+        self._targets = build_targets(
+            settings.upstreams, settings.timeouts, settings.limits, parts.sweeper, self._attested
+        )
+        self._export = parts.export()
+        routes = route_table(settings.routes, settings.upstreams)
+        node_id = str(self._keeper.node_id) if self._keeper is not None else settings.mesh.node_id
+        self._sink = FileSink(settings.audit)
+        common = parts.common(node_id, routes, dict(self._targets), self._export)
+        chain = proxy_chain(common, self._authenticator, authorizer, self._sink)
+        self.service = Service(
+            chain,
+            settings.limits,
+            settings.timeouts,
+            parts.sweeper,
+            parts.health.paths(),
+            parts.numbers.protocol_error,
+        )
+
+    def _attested(self, upstream: Upstream, host: str, port: int) -> Connector:
+        assert self._keeper is not None
+        attestation = self._parts.settings.attestation
+        connector = AttestedConnector(upstream, self._keeper, attestation, on_gate=self._on_gate)
+        self._links[upstream.name] = ControlLink(connector)
+        return connector
+
+    def _on_gate(self, event: GateEvent) -> None:
+        log_gate(event)
+        self._parts.count_gate(event)
+
+    async def start(self) -> None:
+        parts, listen = self._parts, self._parts.settings.listen
+        socket = bind_plain(listen, DEFAULT_PORT)
+        parts.health.checks["identity"] = self._authenticator.not_ready
+        if self._keeper is not None:
+            await self._keeper.start()
+        self._authenticator.start()
+        for name, link in self._links.items():
+            parts.health.checks[f"upstream {name}"] = lambda link=link: "" if link.ready else link.reason  # type: ignore[misc]
+            link.start()
+        self._server = await asyncio.get_running_loop().create_server(self.service.protocol, sock=socket)
+
+    def stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def close(self) -> None:
+        self.stop_listening()
+        for link in self._links.values():
+            await link.close()
+        for target in self._targets.values():
+            target.pool.close()
+        await self._authenticator.close()
+        if self._keeper is not None:
+            await self._keeper.close()
+        self._sink.close()
+        if self._export is not None:
+            self._export.close()
