@@ -18,25 +18,23 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from attest.errors import AttestError
-from attest.policy import load_policy
 from cube_mesh.authz import DomainAuthorizer, load_roles
 from cube_mesh.config import Loaded, Role, is_path, source_of
-from cube_mesh.connectors import PlainConnector
 from cube_mesh.deadlines import Sweeper
 from cube_mesh.endpoints import load_endpoints
 from cube_mesh.errors import ConfigError
 from cube_mesh.identity import build_authenticator
 from cube_mesh.identity.api_keys import key_table
+from cube_mesh.keeper import Keeper, keeper_from_settings
 from cube_mesh.listener import check_plain, is_loopback
 from cube_mesh.ports import Connector
 from cube_mesh.routes import RouteTable
 from cube_mesh.settings import BackendTls, Identity, JwtIssuer, Settings, Upstream
 from cube_mesh.targets import build_targets
-from cube_mesh.tls.ca import load_certificates, load_key
-from cube_mesh.tls.identity import parse_spiffe_id
+from cube_mesh.tls.connector import AttestedConnector, check_allow_list
 
 Problem: TypeAlias = tuple[str, str]
+Attested: TypeAlias = Callable[[Upstream, str, int], Connector]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+").fullmatch
@@ -58,13 +56,15 @@ def problems(loaded: Loaded, role: Role) -> Iterator[ConfigError]:
             yield ConfigError(reason, key=key, where=source_of(key, loaded.origins))
 
 
-def _asked(key: str, build: Callable[[], object]) -> Iterator[Problem]:
-    """The problem that a part itself finds when it is built, if any."""
+def _asked(settings: Settings, key: str, build: Callable[[], object]) -> Iterator[Problem]:
+    """The problem that a part itself finds when it is built, if any. A part that knows only a file's name has its key
+    looked up.
+    """
     try:
         build()
     except ConfigError as error:
-        reason = f"{error.where}: {error.reason}" if error.where else error.reason
-        yield error.key or key, reason
+        named = next((name for name, value in _values(settings) if is_path(name) and value == error.where), key)
+        yield error.key or named, f"{error.where}: {error.reason}" if error.where else error.reason
 
 
 def _twice(key: str, names: Iterable[str]) -> Iterator[Problem]:
@@ -110,8 +110,6 @@ def _numbers(settings: Settings) -> Iterator[Problem]:
         yield "tracing.sample_ratio", "must be between 0 and 1"
     if attestation.interval_s > attestation.max_age_s:
         yield "attestation.interval_s", "must not be above attestation.max_age_s"
-    if attestation.leaf_lifetime_s > 86_400:
-        yield "attestation.leaf_lifetime_s", "must not be above one day"
 
 
 def _files(settings: Settings) -> Iterator[Problem]:
@@ -168,54 +166,8 @@ def _upstream(upstream: Upstream) -> Iterator[Problem]:
         yield "tls", f"has no effect on an {scheme} target"
     if bool(upstream.tls.cert_file) != bool(upstream.tls.key_file):
         yield "tls.cert_file", "cert_file and key_file go together"
-    if scheme == "atls":
-        yield from _attested(upstream)
-    elif upstream.node_id or upstream.policy:
+    if scheme != "atls" and (upstream.node_id or upstream.policy):
         yield "policy", f"an {scheme} target is not attested: node_id and policy would be ignored; use atls"
-
-
-def _targets(settings: Settings, *, attested: bool) -> Iterator[Problem]:
-    """URL, plaintext, TLS files and backend key: what ``targets`` refuses, found for each upstream by itself."""
-    for upstream in settings.upstreams:
-        make = (lambda upstream, host, port: PlainConnector(host, port)) if attested else None
-        yield from _asked("upstreams", partial(_build_target, upstream, settings, make))
-
-
-def _build_target(
-    upstream: Upstream, settings: Settings, attested: Callable[[Upstream, str, int], Connector] | None
-) -> None:
-    try:
-        build_targets([upstream], settings.timeouts, settings.limits, Sweeper(), attested)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise ConfigError(f"unusable TLS file: {error}", key=f"upstreams.{upstream.name}.tls") from None
-
-
-def _attested(upstream: Upstream) -> Iterator[Problem]:
-    if not upstream.node_id:
-        yield "node_id", "an attested upstream names the node that it expects (spiffe://<trust-domain>/agent/<id>)"
-    else:
-        yield from _spiffe("node_id", upstream.node_id, "agent")
-    if not upstream.policy:
-        yield "policy", "an attested upstream needs an evidence policy file"
-    elif os.path.isfile(upstream.policy):
-        yield from _evidence_policy(Path(upstream.policy))
-
-
-def _spiffe(key: str, text: str, role: Role) -> Iterator[Problem]:
-    try:
-        parsed = parse_spiffe_id(text)
-    except ValueError as error:
-        yield key, str(error)
-        return
-    if parsed.role != role:
-        yield key, f"must be the id of an {role}" if role == "agent" else f"must be the id of a {role}"
-
-
-def _evidence_policy(path: Path) -> Iterator[Problem]:
-    try:
-        load_policy(path)
-    except (AttestError, OSError) as error:
-        yield "policy", f"{path}: {error}"
 
 
 def _routes(settings: Settings) -> Iterator[Problem]:
@@ -229,7 +181,7 @@ def _routes(settings: Settings) -> Iterator[Problem]:
         for name in rule.match.headers:
             if name != name.lower() or not name.isascii():
                 yield f"routes.{index}.match.headers", f"field names are written in lower case: {name!r}"
-    yield from _asked("routes", lambda: RouteTable(settings.routes))
+    yield from _asked(settings, "routes", lambda: RouteTable(settings.routes))
 
 
 # -- who may call ------------------------------------------------------------------------------------------------------
@@ -238,16 +190,18 @@ def _routes(settings: Settings) -> Iterator[Problem]:
 def _identity(settings: Settings) -> Iterator[Problem]:
     identity = settings.identity
     roles = settings.authz.roles_file
-    yield from _asked("authz.endpoints_file", lambda: load_endpoints(settings.authz.endpoints_file))
-    yield from _asked("identity.domains", lambda: DomainAuthorizer(identity.domains, load_roles(roles)))
+    yield from _asked(settings, "authz.endpoints_file", lambda: load_endpoints(settings.authz.endpoints_file))
+    yield from _asked(settings, "identity.domains", lambda: DomainAuthorizer(identity.domains, load_roles(roles)))
     domains = frozenset(domain.id for domain in identity.domains)
     single = [
-        problem for key in identity.api_keys for problem in _asked("identity", partial(key_table, [key], domains))
+        problem
+        for key in identity.api_keys
+        for problem in _asked(settings, "identity", partial(key_table, [key], domains))
     ]
-    single += [problem for jwt in identity.jwt for problem in _asked("identity", partial(_build_issuer, jwt))]
+    single += [problem for jwt in identity.jwt for problem in _asked(settings, "identity", partial(_build_issuer, jwt))]
     yield from single
     if not single and (identity.api_keys or identity.jwt):
-        yield from _asked("identity", lambda: build_authenticator(identity))
+        yield from _asked(settings, "identity", lambda: build_authenticator(identity))
     members = {(domain.id, member.subject) for domain in identity.domains for member in domain.members}
     for index, key in enumerate(identity.api_keys):
         if key.domain in domains and (key.domain, key.subject) not in members:
@@ -271,66 +225,60 @@ def _telemetry(settings: Settings) -> Iterator[Problem]:
 
 
 def _proxy(settings: Settings) -> Iterator[Problem]:
-    identity, mesh = settings.identity, settings.mesh
-    yield from _asked("listen.host", lambda: check_plain(settings.listen))
-    yield from _targets(settings, attested=True)
+    identity = settings.identity
+    yield from _asked(settings, "listen.host", lambda: check_plain(settings.listen))
     if not settings.routes:
         yield "routes", "there is none: nothing would be forwarded"
     if not identity.domains:
         yield "identity.domains", "there is none: every request would be refused"
     if not identity.api_keys and not identity.jwt:
         yield "identity", "neither api_keys nor jwt: nobody could log in"
+    if any(upstream.url.startswith("atls:") for upstream in settings.upstreams):
+        yield from _mesh("proxy", settings)
+        return
+    yield from _targets(settings, None)
     if settings.attestation.attester not in ("", "none"):
         yield "attestation.attester", 'a proxy does not attest in this version; say "none"'
-    if not any(upstream.url.startswith("atls:") for upstream in settings.upstreams):
-        return
-    if settings.attestation.attester != "none":
-        yield "attestation.attester", 'attestation is one-way in this version: a proxy must say "none"'
-    for name in ("ca_file", "cert_file", "key_file"):
-        if not getattr(mesh, name):
-            yield f"mesh.{name}", "attested upstreams need it: `cube-mesh ca issue` makes a proxy's certificate"
-    yield from _own_id(settings, "proxy")
-    if os.path.isfile(mesh.cert_file):
-        yield from _asked("mesh.cert_file", lambda: load_certificates(mesh.cert_file))
-    if os.path.isfile(mesh.key_file):
-        yield from _asked("mesh.key_file", lambda: load_key(mesh.key_file))
 
 
 def _agent(settings: Settings) -> Iterator[Problem]:
-    attestation, mesh = settings.attestation, settings.mesh
-    if attestation.attester in ("", "none"):
-        yield "attestation.attester", "an agent must attest; choose one of vtpm, simulated-sev-snp"
-    if attestation.attester.startswith("simulated"):
-        if not settings.unsafe_allow_simulated:
-            yield "attestation.attester", "simulated evidence needs unsafe_allow_simulated = true"
-        if not attestation.simulated_seed_file:
-            yield "attestation.simulated_seed_file", "a simulated platform needs its seed"
-    if attestation.attester == "vtpm":
-        if not attestation.tcti:
-            yield "attestation.tcti", "must not be empty"
-        if not attestation.pcrs or any(not 0 <= pcr <= 23 for pcr in attestation.pcrs):
-            yield "attestation.pcrs", "name at least one PCR, each 0 to 23"
-        yield from _twice("attestation.pcrs", map(str, attestation.pcrs))
-    if not mesh.allowed_proxies:
-        yield "mesh.allowed_proxies", "empty: no proxy could call this agent"
-    for proxy in mesh.allowed_proxies:
-        yield from _spiffe("mesh.allowed_proxies", proxy, "proxy")
-    if not mesh.ca_file:
-        yield "mesh.ca_file", "an agent needs the mesh CA to know its proxies"
-    yield from _targets(settings, attested=False)
+    mesh = settings.mesh
+    yield from _asked(
+        settings, "mesh.allowed_proxies", lambda: check_allow_list(mesh.allowed_proxies, mesh.trust_domain)
+    )
+    if settings.attestation.attester == "vtpm" and not settings.attestation.tcti:
+        yield "attestation.tcti", "says how to reach the TPM; must not be empty"
     if len(settings.upstreams) > 1 and not settings.routes:
         yield "routes", "with more than one upstream, say which requests go where"
-    yield from _own_id(settings, "agent")
-
-
-def _own_id(settings: Settings, role: Role) -> Iterator[Problem]:
-    mesh = settings.mesh
-    if not mesh.node_id:
-        yield "mesh.node_id", "must be set"
+    if any(upstream.url.startswith("atls:") for upstream in settings.upstreams):
+        yield "upstreams", "an agent's backend cannot be attested; use http or https"
     else:
-        yield from _spiffe("mesh.node_id", f"spiffe://{mesh.trust_domain}/{role}/{mesh.node_id}", role)
-    if os.path.isfile(mesh.ca_file):
-        yield from _asked("mesh.ca_file", lambda: load_certificates(mesh.ca_file))
+        yield from _mesh("agent", settings)
+
+
+def _mesh(role: Role, settings: Settings) -> Iterator[Problem]:
+    """The node's own place in the mesh first; only a keeper that can be built can judge attested targets."""
+    if any(_files(settings)):
+        return
+    keeper: list[Keeper] = []
+    yield from _asked(settings, "mesh", lambda: keeper.append(keeper_from_settings(settings, role)))
+    if keeper and role == "proxy":
+        yield from _targets(settings, lambda upstream, *_: AttestedConnector(upstream, keeper[0], settings.attestation))
+    elif keeper:
+        yield from _targets(settings, None)
+
+
+def _targets(settings: Settings, attested: Attested | None) -> Iterator[Problem]:
+    """URL, plaintext, TLS files, backend key, expected peer: what ``targets`` refuses, each upstream by itself."""
+    for upstream in settings.upstreams:
+        yield from _asked(settings, "upstreams", partial(_build_target, upstream, settings, attested))
+
+
+def _build_target(upstream: Upstream, settings: Settings, attested: Attested | None) -> None:
+    try:
+        build_targets([upstream], settings.timeouts, settings.limits, Sweeper(), attested)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"unusable TLS file: {error}", key=f"upstreams.{upstream.name}.tls") from None
 
 
 _RULES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
