@@ -141,9 +141,12 @@ class Authorizer(Protocol):
 
 
 class AuditSink(Protocol):
-    """Takes one encoded event (a JSON object and a newline). None = as durable as configured, now; else await it."""
+    """Takes one encoded event (a JSON object and a newline). None = as durable as configured, now; else await it.
 
-    def append(self, event: bytes) -> None | Awaitable[None]: ...
+    The buffer is the caller's and is used again: a sink that does not write it within the call copies it.
+    """
+
+    def append(self, event: bytearray) -> None | Awaitable[None]: ...
 
     def close(self) -> None: ...
 

@@ -7,6 +7,8 @@ from time import gmtime, strftime
 
 from cube_mesh.errors import CubeMeshError
 
+_MILLIS = tuple(f".{ms:03d}Z" for ms in range(1000))
+
 
 class Stamp:
     """``stamp(unix_seconds)`` gives ``2026-01-02T03:04:05.678Z`` (RFC 3339, UTC, the fraction cut, not rounded).
@@ -25,7 +27,7 @@ class Stamp:
         if second != self._second:
             self._second = second
             self._prefix = strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
-        return f"{self._prefix}.{int((at - second) * 1000):03d}Z"
+        return self._prefix + _MILLIS[int((at - second) * 1000)]
 
 
 def clean(text: str, limit: int = 256) -> str:

@@ -6,41 +6,27 @@ truth, and a test holds it to this file. There is no field for prompts, answers,
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from cube_mesh.errors import DependencyError
 from cube_mesh.exchange import Exchange
-from cube_mesh.ports import ChannelAttestation
+from cube_mesh.ports import ChannelAttestation, Grant, Principal
 from cube_mesh.text import Stamp, clean
 
 SCHEMA = 1
 MAX_PATH = 1024  # characters that are kept
-_MAX_CHANNELS = 1024
+_MAX_KEPT = 1024  # entries of each cache
 
 
-class Session(msgspec.Struct, frozen=True):
-    """Who called. ``domain_id``, ``domain_user_id`` and ``role`` are there only when authz granted them."""
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """What is new in every event."""
 
-    type: str
-    user_id: str
-    credential_id: str
-    domain_id: str | None
-    domain_user_id: str | None
-    role: str | None
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One line of the trail."""
-
-    schema: int
-    event_type: str
     timestamp: str
     request_id: str
     trace_id: str
-    node_id: str
     domain_id: str
-    session: Session | None
-    auth_method: str | None
     method: str
     path: str
     endpoint: str | None
@@ -65,22 +51,24 @@ class Event(msgspec.Struct, frozen=True):
     route: str | None
     upstream: str | None
     upstream_status: int | None
-    attestation_ok: bool | None
-    attestation_error: str | None
-    attestation_type: str | None
-    attestation_mode: str | None
-    attestation_nonce: str | None
-    attestation_report: msgspec.Raw | None
-    atls_handshake: bool
-    atls_handshake_ms: float | None
-    tls_version: str | None
-    cipher_suite: str | None
-    peer_id: str | None
-    peer_cert_issuer: str | None
-    peer_cert_serial: str | None
-    confidential: bool | None
-    simulated: bool
-    unsafe: bool
+
+
+class Session(msgspec.Struct, frozen=True):
+    """Who called. ``domain_id``, ``domain_user_id`` and ``role`` are there only when authz granted them."""
+
+    type: str
+    user_id: str
+    credential_id: str
+    domain_id: str | None
+    domain_user_id: str | None
+    role: str | None
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """The same for every request of a principal with a grant."""
+
+    session: Session | None = None
+    auth_method: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -96,55 +84,85 @@ class Report(msgspec.Struct, frozen=True):
     claims: dict[str, str]
 
 
+class Channel(msgspec.Struct, frozen=True):
+    """The same for every request on one attested channel; the defaults are those of a channel without attestation."""
+
+    attestation_ok: bool | None = None
+    attestation_error: str | None = None
+    attestation_type: str | None = None
+    attestation_mode: str | None = None
+    attestation_nonce: str | None = None
+    attestation_report: Report | None = None
+    atls_handshake: bool = False
+    atls_handshake_ms: float | None = None
+    tls_version: str | None = None
+    cipher_suite: str | None = None
+    peer_id: str | None = None
+    peer_cert_issuer: str | None = None
+    peer_cert_serial: str | None = None
+    confidential: bool | None = None
+    simulated: bool = False
+
+
+class Node(msgspec.Struct, frozen=True):
+    """The same for every event of a node. ``unsafe``: it was started with an ``unsafe_`` setting."""
+
+    schema: int
+    event_type: str
+    node_id: str
+    unsafe: bool
+
+
+PARTS: tuple[type[msgspec.Struct], ...] = (Request, Caller, Channel, Node)
+"""An event is one flat object: the fields of these four, in this order."""
+
+
 class EventWriter:
-    """Turns exchanges into encoded events. ``unsafe`` says that the node was started with an ``unsafe_`` setting."""
+    """Turns exchanges into encoded events. Parts that repeat are encoded once and kept while they are in use."""
 
     def __init__(self, node_id: str, *, unsafe: bool = False) -> None:
-        self._node_id = node_id
-        self._unsafe = unsafe
         self._stamp = Stamp()
         self._encode = msgspec.json.Encoder().encode
-        self._encode_lines = msgspec.json.Encoder().encode_lines
-        self._reports: dict[int, tuple[ChannelAttestation, msgspec.Raw]] = {}
+        self._encode_into = msgspec.json.Encoder().encode_into
+        self._buffer = bytearray()
+        self._node = self._tail(Node(SCHEMA, "llm_request", node_id, unsafe), last=True)
+        self._nobody = self._tail(Caller())
+        self._plain = self._tail(Channel())
+        self._callers: dict[tuple[int, int], tuple[Principal, Grant | None, bytes]] = {}
+        self._channels: dict[int, tuple[ChannelAttestation, bytes]] = {}
+        self._agents: dict[bytes, str] = {}
 
-    def line(self, exchange: Exchange) -> bytes:
-        """The event as one JSON object and a newline."""
-        return self._encode_lines([self.event(exchange)])
+    def line(self, exchange: Exchange) -> bytearray:
+        """The event as one JSON object and a newline, in a buffer that the next call uses again."""
+        buffer = self._buffer
+        self._encode_into(self._request(exchange), buffer)
+        buffer.pop()  # the closing brace: the other parts follow
+        buffer += self._caller(exchange)
+        buffer += self._channel(exchange)
+        buffer += self._node
+        return buffer
 
-    def event(self, exchange: Exchange) -> Event:
-        principal, grant, error = exchange.principal, exchange.grant, exchange.error
-        endpoint, route, channel = exchange.endpoint, exchange.route, exchange.attestation
-        session = None
-        if principal is not None:
-            session = Session(
-                principal.method,
-                clean(principal.subject, 512),
-                clean(principal.credential_id),
-                grant.domain_id if grant is not None else None,
-                clean(grant.member_id, 600) if grant is not None else None,
-                grant.role if grant is not None else None,
-            )
-        refused = _attestation_error(exchange)
+    def _request(self, exchange: Exchange) -> Request:
+        endpoint, route, error, path = exchange.endpoint, exchange.route, exchange.error, exchange.path
+        started, sent, first, ended = (
+            exchange.started_at,
+            exchange.forwarded_at,
+            exchange.first_byte_at,
+            exchange.ended_at,
+        )
         agent = exchange.head.get(b"user-agent")
-        started, sent, ended = exchange.started_at, exchange.forwarded_at, exchange.ended_at
-        first = exchange.first_byte_at
         model = exchange.model
-        return Event(
-            SCHEMA,
-            "llm_request",
+        return Request(
             self._stamp(exchange.started_wall),
             exchange.request_id,
             exchange.trace_id,
-            self._node_id,
             exchange.domain_id,
-            session,
-            principal.method if principal is not None else None,
             exchange.method,
-            clean(exchange.path, MAX_PATH),
+            path if len(path) <= MAX_PATH and path.isprintable() else clean(path, MAX_PATH),
             endpoint.name if endpoint is not None else None,
             exchange.client_ip,
             exchange.client_tls_version,
-            clean(agent.decode("utf-8", "replace")) if agent is not None else None,
+            (self._agents.get(agent) or self._agent(agent)) if agent is not None else None,
             exchange.status,
             exchange.outcome,
             error.code if error is not None else None,
@@ -163,44 +181,87 @@ class EventWriter:
             route.name if route is not None else None,
             exchange.upstream or None,
             exchange.upstream_status or None,
-            True if channel is not None else False if refused is not None else None,
-            refused,
-            channel.platform if channel is not None else None,
-            channel.mode if channel is not None else None,
-            channel.nonce if channel is not None else None,
-            self._report(channel) if channel is not None else None,
-            channel is not None,
-            channel.handshake_ms if channel is not None else None,
-            channel.tls_version if channel is not None else None,
-            channel.cipher if channel is not None else None,
-            channel.peer_id if channel is not None else None,
-            channel.peer_cert_issuer if channel is not None else None,
-            channel.peer_cert_serial if channel is not None else None,
-            channel.confidential if channel is not None else None,
-            channel.simulated if channel is not None else False,
-            self._unsafe,
         )
 
-    def _report(self, channel: ChannelAttestation) -> msgspec.Raw:
-        """The encoded report of a channel, made once per channel: the entry holds it, so its id stays its own."""
-        known = self._reports.get(id(channel))
+    def _tail(self, part: msgspec.Struct, *, last: bool = False) -> bytes:
+        """A part as it stands behind another one: ``{"a":1}`` becomes ``,"a":1``, with the end of the line if it is
+        last.
+        """
+        body = self._encode(part)
+        return b"," + (body[1:] + b"\n" if last else body[1:-1])
+
+    def _agent(self, raw: bytes) -> str:
+        _make_room(self._agents)
+        text = self._agents[raw] = clean(raw.decode("utf-8", "replace")) or "-"
+        return text
+
+    def _caller(self, exchange: Exchange) -> bytes:
+        principal, grant = exchange.principal, exchange.grant
+        if principal is None:
+            return self._nobody
+        known = self._callers.get((id(principal), id(grant)))  # the entry holds both, so the ids stay theirs
+        if known is not None:
+            return known[2]
+        session = Session(
+            principal.method,
+            clean(principal.subject, 512),
+            clean(principal.credential_id),
+            grant.domain_id if grant is not None else None,
+            clean(grant.member_id, 600) if grant is not None else None,
+            grant.role if grant is not None else None,
+        )
+        tail = self._tail(Caller(session, principal.method))
+        _make_room(self._callers)
+        self._callers[id(principal), id(grant)] = (principal, grant, tail)
+        return tail
+
+    def _channel(self, exchange: Exchange) -> bytes:
+        channel = exchange.attestation
+        if channel is None:
+            reason = _attestation_error(exchange) if exchange.error is not None else None
+            return self._plain if reason is None else self._tail(Channel(False, reason))
+        known = self._channels.get(id(channel))
         if known is not None:
             return known[1]
-        report = Report(
-            channel.appraisal_id,
-            channel.verdict,
-            channel.policy_id,
-            channel.policy_digest,
-            channel.evidence_digest,
-            Stamp()(channel.expires_at),
-            channel.attestation_ms,
-            {clean(name): clean(value) for name, value in channel.claims.items()},
-        )
-        if len(self._reports) >= _MAX_CHANNELS:
-            del self._reports[next(iter(self._reports))]
-        raw = msgspec.Raw(self._encode(report))
-        self._reports[id(channel)] = (channel, raw)
-        return raw
+        tail = self._tail(_facts(channel))
+        _make_room(self._channels)
+        self._channels[id(channel)] = (channel, tail)
+        return tail
+
+
+def _facts(channel: ChannelAttestation) -> Channel:
+    report = Report(
+        channel.appraisal_id,
+        channel.verdict,
+        channel.policy_id,
+        channel.policy_digest,
+        channel.evidence_digest,
+        Stamp()(channel.expires_at),
+        channel.attestation_ms,
+        {clean(name): clean(value) for name, value in channel.claims.items()},
+    )
+    return Channel(
+        channel.verdict == "accept",
+        None,
+        channel.platform,
+        channel.mode,
+        channel.nonce,
+        report,
+        True,
+        channel.handshake_ms,
+        channel.tls_version,
+        channel.cipher,
+        channel.peer_id,
+        clean(channel.peer_cert_issuer),
+        channel.peer_cert_serial,
+        channel.confidential,
+        channel.simulated,
+    )
+
+
+def _make_room(cache: dict[Any, Any]) -> None:
+    if len(cache) >= _MAX_KEPT:
+        del cache[next(iter(cache))]
 
 
 def _attestation_error(exchange: Exchange) -> str | None:

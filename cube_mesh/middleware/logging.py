@@ -12,7 +12,7 @@ from cube_mesh.text import Stamp, clean
 _RANK = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
-class Line(msgspec.Struct, frozen=True):
+class Line(msgspec.Struct, frozen=True, gc=False):
     """What one line says. ``msg`` is always "request"; times are milliseconds, sizes body bytes."""
 
     time: str

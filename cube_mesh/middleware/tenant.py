@@ -15,6 +15,7 @@ from cube_mesh.exchange import Exchange
 
 _UUID = re.compile(r"/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?:/|\Z)").match
 _WIDTH = 37  # a slash and 36 characters
+_MAX_SEEN = 4096
 
 
 class Tenant:
@@ -29,16 +30,30 @@ class Tenant:
         self._prefix = path_prefix
         self._at = len(path_prefix)
         self._end = len(path_prefix) + _WIDTH
+        self._seen: dict[str, str] = {}  # well-formed first segments, whether or not there is such a domain
 
     def enter(self, exchange: Exchange) -> None:
         path = exchange.path
         at, end = self._at, self._end
-        if (at and not path.startswith(self._prefix)) or _UUID(path[at : end + 1]) is None:
-            raise PeerError("invalid_domain", "The path must start with the id of a domain, a UUID in canonical form.")
-        exchange.domain_id = path[at + 1 : end]
+        if at and not path.startswith(self._prefix):
+            raise _invalid()
+        first = path[at : end + 1]
+        exchange.domain_id = self._seen.get(first) or self._read(first)
         rest = path[end:]
         if rest:
             exchange.upstream_target = exchange.head.target[end:]
             exchange.endpoint = self._find(exchange.method, rest)
         else:
             exchange.upstream_target = b"/" + exchange.head.query
+
+    def _read(self, first: str) -> str:
+        if _UUID(first) is None:
+            raise _invalid()
+        if len(self._seen) >= _MAX_SEEN:
+            self._seen.clear()
+        domain_id = self._seen[first] = first[1:_WIDTH]
+        return domain_id
+
+
+def _invalid() -> PeerError:
+    return PeerError("invalid_domain", "The path must start with the id of a domain, a UUID in canonical form.")
