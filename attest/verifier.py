@@ -144,7 +144,7 @@ def policy_from_result(
 
     The result is trusted as found: look at it before you use the policy. ``pcrs`` limits the PCRs pinned; default: all
     that were quoted. ``unsafe_accept_vtpm_only`` is written for a vTPM without hardware evidence, because such a policy
-    could not accept anything otherwise. Raises ValueError for a result without evidence, PolicyFormatError for a bad id.
+    could not accept anything otherwise. Raises ValueError without evidence, PolicyFormatError for a bad id.
     """
     lines = [f'id = "{policy_id}"', f"max_lifetime_s = {max_lifetime_s}"]
     values: list[str] = []

@@ -202,7 +202,7 @@ def parse_public(raw: bytes) -> Public:
         raise MalformedEvidence(f"TPMT_PUBLIC: key type {kind:#06x}")
     reader.sized(64)  # authPolicy: who may use the key is the machine's own affair
     if reader.uint(2) != Alg.NULL:  # TPMT_SYM_DEF_OBJECT: only storage keys have one
-        reader.take(4)
+        raise MalformedEvidence("TPMT_PUBLIC: a storage key", code="ak_attributes")
     scheme = reader.uint(2)
     scheme_hash = reader.uint(2) if scheme != Alg.NULL else 0
     key_bits = exponent = curve = 0
