@@ -58,7 +58,10 @@ class PolicyError(CubeMeshError):
     """The client is known and may not do this: 401 (who are you) or 403 (not you)."""
 
     status = 403
-    error_type = "permission_error"
+
+    @property
+    def error_type(self) -> str:  # type: ignore[override]
+        return "authentication_error" if self.status == 401 else "permission_error"
 
 
 class DependencyError(CubeMeshError):

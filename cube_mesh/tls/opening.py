@@ -75,8 +75,7 @@ class Opening(asyncio.Protocol):
 
     # --- from TCP ---
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:
         self._tcp = transport
         self._started_at = time.perf_counter()
         self._deadline = self._loop.call_later(self._timeout_s, self._timed_out)
