@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import secrets
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from OpenSSL import SSL
@@ -28,10 +28,9 @@ from cube_mesh.tls.contexts import (
 from cube_mesh.tls.gate import Plan
 from cube_mesh.tls.identity import Leaf, SpiffeId, parse_spiffe_id
 from cube_mesh.tls.opening import Opening
-from cube_mesh.tls.port import GateEvent, KeeperPort, OnGate
+from cube_mesh.tls.port import CLAIMS_ONLY, GateEvent, KeeperPort, OnGate
 
 _log = logging.getLogger(__name__)
-CLAIMS_ONLY = "claims-only"  # the keeper's policy for peers whose identity is the mesh CA: binding, no evidence
 _SERVER_SHARE = 0.8  # the server gives up first, so that its reason reaches the client
 
 
@@ -202,8 +201,7 @@ class ControlEnd(asyncio.Protocol):
         self._on_lost = on_lost
         self.transport: asyncio.Transport | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -217,8 +215,7 @@ class ControlEnd(asyncio.Protocol):
 
 
 class _TurnedAway(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:
         transport.abort()
 
 
