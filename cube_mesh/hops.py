@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from cube_mesh._fastpath import FieldSet
 from cube_mesh.exchange import Exchange
+from cube_mesh.trace_context import traceparent_for_upstream
 from cube_mesh.upstream import Pool, UpstreamConnection
 
 _HOP_BY_HOP = (
@@ -51,10 +52,9 @@ class Hop:
 
     def head(self, exchange: Exchange, length: int, data: bytes = b"", pos: int = 0, end: int = 0) -> bytes:
         """The request head for this hop with ``data[pos:end]`` behind it; ``length`` as RequestHead.render."""
-        flags = "01" if exchange.sampled else "00"
         fixed = (
             f"{self._fixed}x-request-id: {exchange.request_id}\r\n"
-            f"traceparent: 00-{exchange.trace_id}-{exchange.span_id}-{flags}\r\n"
+            f"traceparent: {traceparent_for_upstream(exchange)}\r\n"
         )
         if exchange.tracestate:
             fixed += f"tracestate: {exchange.tracestate}\r\n"

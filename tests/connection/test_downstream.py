@@ -16,7 +16,7 @@ BODY = b'{"model":"m"}'
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer secret\r\nContent-Length: 13\r\n\r\n" + BODY
 SENT = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: up:1\r\nx-request-id: r1\r\n"
-    b"traceparent: 00-00000000000000000000000000000001-0000000000000002-00\r\ncontent-length: 13\r\n\r\n" + BODY
+    b"traceparent: 00-00000000000000000000000000000001-0000000000000001-00\r\ncontent-length: 13\r\n\r\n" + BODY
 )
 USAGE = b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 51\r\n\r\n" + USAGE
