@@ -171,7 +171,7 @@ def demo(
     directory: Annotated[Path, typer.Option("--dir", help="Where the demo keeps its files.")] = Path("var/demo"),
 ) -> None:
     """Run the whole path on this machine: software TPM, CA, agent, model, proxy, one attested completion."""
-    from cube_mesh.demo import run
+    from cube_mesh.demo.story import run
 
     raise typer.Exit(run(model, keep, directory))
 
