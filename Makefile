@@ -16,15 +16,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 SOURCES := cube_mesh/_fastpath.pyx $(wildcard cube_mesh/_fastpath/*.pxi) setup.py
 MODEL_STAMP := $(if $(filter smollm2,$(MODEL)),$(VENV)/.model)
 
-.PHONY: help demo demo-up test lint format bench prove wheel clean tools
+.PHONY: help demo demo-up test lint format bench wheel clean tpm tools
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.run $(MODEL_STAMP) ## run the whole path once: agent, model, proxy, one attested completion
+demo: $(VENV)/.run $(MODEL_STAMP) tpm ## run the whole path once: agent, model, proxy, one attested completion
 	@$(BIN)/cube-mesh demo --model $(MODEL) $(ARGS)
 
-demo-up: $(VENV)/.run $(MODEL_STAMP) ## the same, and leave it running until Ctrl-C
+demo-up: $(VENV)/.run $(MODEL_STAMP) tpm ## the same, and leave it running until Ctrl-C
 	@$(BIN)/cube-mesh demo --model $(MODEL) --keep $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.model tools ## all tests; ARGS='-k word' picks some
@@ -60,8 +60,8 @@ clean: ## remove everything that make made
 
 # -- what the verbs stand on -------------------------------------------------------------------------------------------
 # Debian packages that demo, tests and benchmarks use; installed only as root, and only when missing.
-tools:
-	@bash deploy/machine.sh tools
+tpm tools:
+	@bash deploy/machine.sh $@
 
 $(VENV)/.made:
 	@bash deploy/machine.sh python $(VENV)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# What a bare Debian or Ubuntu machine needs, in two parts. As root the missing packages are installed; otherwise the
+# What a bare Debian or Ubuntu machine needs, in three parts. As root the missing packages are installed; otherwise the
 # exact command is printed.
 #   machine.sh python VENV   a virtual environment at VENV, a C compiler, Python's headers   (fails when it cannot)
-#   machine.sh tools         what demo, tests and benchmarks use: software TPM, nginx, load generators
+#   machine.sh tpm           a software TPM, for the demo (without it the demo says that it simulates)
+#   machine.sh tools         that, and what tests and benchmarks use: nginx, load generators
 #                            (missing ones are named; tests that want them skip, unless CUBE_MESH_REQUIRE=all)
 set -euo pipefail
 
@@ -57,31 +58,36 @@ make_python() {
 }
 
 # program:package
-TOOLS="swtpm:swtpm swtpm_setup:swtpm-tools tpm2_quote:tpm2-tools nginx:nginx-light wrk:wrk h2load:nghttp2-client"
+TPM="swtpm:swtpm swtpm_setup:swtpm-tools tpm2_quote:tpm2-tools"
+TOOLS="$TPM nginx:nginx-light wrk:wrk h2load:nghttp2-client"
 TCTI=libtss2-tcti-swtpm0
 
-missing_tools() {
+missing() {
     local pair
-    for pair in $TOOLS; do
+    for pair in "$@"; do
         PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null || echo "${pair##*:}"
     done
-    ls /usr/lib/*/libtss2-tcti-swtpm.so* /usr/lib/libtss2-tcti-swtpm.so* >/dev/null 2>&1 || echo "$TCTI"
+    compgen -G "/usr/lib/*/libtss2-tcti-swtpm.so*" >/dev/null || compgen -G "/usr/lib*/libtss2-tcti-swtpm.so*" >/dev/null ||
+        echo "$TCTI"
 }
 
 make_tools() {
-    local missing
-    missing=$(missing_tools | tr '\n' ' ')
-    [ -n "$missing" ] || return 0
+    local packages
+    packages=$(missing "$@" | tr '\n' ' ')
+    [ -n "$packages" ] || return 0
     if may_install; then
         # shellcheck disable=SC2086
-        apt_install $missing || say "apt-get install failed"
-        missing=$(missing_tools | tr '\n' ' ')
+        apt_install $packages || say "apt-get install failed"
+        packages=$(missing "$@" | tr '\n' ' ')
     fi
-    [ -z "$missing" ] || say "not on this machine: $missing(tests that want them will skip). Run: sudo apt-get install $missing"
+    [ -z "$packages" ] || say "not on this machine: $packages; run: sudo apt-get install $packages"
 }
 
 case "${1:-}" in
     python) make_python "${2:?where to}" ;;
-    tools) make_tools ;;
-    *) fail "usage: machine.sh python VENV | machine.sh tools" ;;
+    # shellcheck disable=SC2086
+    tpm) make_tools $TPM ;;
+    # shellcheck disable=SC2086
+    tools) make_tools $TOOLS ;;
+    *) fail "usage: machine.sh python VENV | machine.sh tpm | machine.sh tools" ;;
 esac
