@@ -136,7 +136,7 @@ def _bearer(authorization: bytes) -> bytes:
     scheme, _, token = authorization.partition(b" ")
     if scheme.lower() != b"bearer" or not token:
         raise _invalid("not a Bearer credential")
-    return token.lstrip(b" ")
+    return token
 
 
 def _invalid(detail: str) -> PolicyError:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
 from urllib.parse import SplitResult, urlsplit
 
 import h11
 
 from cube_mesh.errors import ConfigError, DependencyError
+from cube_mesh.listener import is_loopback
 
 _UNREADABLE = "A service that this server needs did not answer."
 
@@ -18,15 +18,14 @@ def check_url(url: str, key: str) -> SplitResult:
     """An ``https`` URL, or ``http`` to a loopback address: who can change a key set can be anyone. Raises
     ConfigError.
     """
-    parts = urlsplit(url)
     try:
-        host, _ = parts.hostname or "", parts.port
-        loopback = host == "localhost" or (host != "" and ipaddress.ip_address(host).is_loopback)
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.username is None and not parts.fragment and parts.port != 0
     except ValueError:
-        loopback = False
-    if not parts.hostname or parts.username is not None or parts.fragment:
+        usable = False
+    if not usable:
         raise ConfigError(f"not a plain URL: {url!r}", key=key)
-    if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         raise ConfigError("must be https (http only to loopback)", key=key)
     return parts
 

@@ -68,8 +68,8 @@ class _Header(msgspec.Struct):
 
     alg: str
     kid: str | None = None
-    crit: msgspec.Raw | None = None
-    b64: msgspec.Raw | None = None
+    crit: Any = msgspec.UNSET
+    b64: Any = msgspec.UNSET
 
 
 class _UnverifiedClaims(msgspec.Struct):
@@ -92,7 +92,7 @@ def unverified_issuer(token: bytes, issuers: Mapping[str, Issuer]) -> tuple[Issu
         claims = _decode_claims(_decode64(raw_claims))
     except (msgspec.DecodeError, binascii.Error, ValueError):
         raise Rejected("malformed") from None
-    if header.crit is not None or header.b64 is not None:
+    if header.crit is not msgspec.UNSET or header.b64 is not msgspec.UNSET:
         raise Rejected("critical_extension")
     # 3 the issuer, by equality: no prefix, suffix or case rule
     issuer = issuers.get(claims.iss)

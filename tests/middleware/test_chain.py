@@ -130,7 +130,6 @@ async def test_a_bug_in_an_observer_stops_nothing_and_is_counted(
     wait: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("cube_mesh"), "propagate", True)
-    made, seen = chain(a={"leave": None}, b={}, c={})
     made, seen = chain(a={}, b={"leave": ValueError("secret")}, c={"leave": later(None) if wait else None})
     for _ in range(2):
         waiting = made.leave(exchange())
