@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtensionOID
 
 from attest.errors import MalformedEvidence, Stale, VerificationFailed
@@ -21,6 +21,14 @@ __all__ = ["check_validity", "load_certificate", "verify_chain"]
 MAX_CHAIN = 5
 # Every certificate of an AMD chip has serial number 0. cryptography warns of it on each load; we know.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
+_UNPARSABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 _UNDERSTOOD = {
     ExtensionOID.BASIC_CONSTRAINTS,
     ExtensionOID.KEY_USAGE,
@@ -29,14 +37,20 @@ _UNDERSTOOD = {
 }
 
 
-def load_certificate(der: bytes) -> x509.Certificate:
-    """One DER or PEM certificate, unverified; MalformedEvidence when it is none."""
+@lru_cache(maxsize=64)
+def load_certificate(raw: bytes) -> x509.Certificate:
+    """One DER or PEM certificate, unverified; MalformedEvidence when it is none.
+
+    ``cryptography`` parses on demand; every part that we use is parsed here, so that none can fail later.
+    """
     try:
-        if der.startswith(b"-----BEGIN"):
-            return x509.load_pem_x509_certificate(der)
-        return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+        pem = raw.startswith(b"-----BEGIN")
+        certificate = x509.load_pem_x509_certificate(raw) if pem else x509.load_der_x509_certificate(raw)
+        _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.signature_hash_algorithm
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.public_key()
+    except _UNPARSABLE as error:
         raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
+    return certificate
 
 
 def check_validity(certificate: x509.Certificate, now: float) -> float:
@@ -88,7 +102,7 @@ def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether ``issuer`` signed ``certificate``: a fact about these bytes, so it may be remembered."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         return False
     return True
 
@@ -109,9 +123,6 @@ def _may_issue(certificate: x509.Certificate, below: int) -> bool:
 
 
 def _check_extensions(certificate: x509.Certificate) -> None:
-    try:
-        unknown = [e.oid.dotted_string for e in certificate.extensions if e.critical and e.oid not in _UNDERSTOOD]
-    except (ValueError, x509.DuplicateExtension) as error:
-        raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
+    unknown = [e.oid.dotted_string for e in certificate.extensions if e.critical and e.oid not in _UNDERSTOOD]
     if unknown:
         raise VerificationFailed(f"certificate has unknown critical extension {unknown[0]}", code="critical_extension")

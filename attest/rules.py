@@ -9,7 +9,7 @@ import msgspec
 
 from attest.errors import Mismatch
 
-__all__ = ["Hex16", "Hex32", "Hex48", "Hex64", "Table", "require", "require_one_of"]
+__all__ = ["Hex16", "Hex32", "Hex48", "Hex64", "Table", "require", "require_if_listed", "require_one_of"]
 
 Hex16: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Hex32: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -27,5 +27,10 @@ def require(holds: bool, code: str, claim: str, expected: str, actual: str, hint
 
 
 def require_one_of(values: Collection[str], code: str, claim: str, actual: str) -> tuple[Mismatch, ...]:
-    """The actual value is one of the reference values. None given: the rule was not asked for (see ``policy``)."""
-    return require(not values or actual in values, code, claim, " or ".join(values), actual)
+    """The actual value is one of the given ones; none given accepts none."""
+    return require(actual in values, code, claim, " or ".join(values) or "none", actual)
+
+
+def require_if_listed(values: Collection[str], code: str, claim: str, actual: str) -> tuple[Mismatch, ...]:
+    """For reference values that a policy may leave out as a whole (an empty list is an error of the policy)."""
+    return require_one_of(values, code, claim, actual) if values else ()

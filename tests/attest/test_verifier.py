@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.attester import Collector, NoEvidence, evidence_for
@@ -25,10 +32,12 @@ from attest.evidence import (
 )
 from attest.policy import EvidencePolicy, first_report_policy, parse_policy
 from attest.schemes.vtpm.abi import Alg
+from attest.testkit.pki import name
 from attest.testkit.snp import SimulatedSnpCollector, SnpPlatform
 from attest.testkit.tpm import SoftwareTpm
 from attest.verifier import Verifier, policy_from_result
 
+ROOT = Path(__file__).parents[2]
 NOW = 1_799_999_000.0
 CLAIMS = Claims(
     role=Role.SERVER, phase=Phase.POST_HANDSHAKE, node_id="spiffe://cube/agent/a1", not_after=1_800_000_000,
@@ -147,6 +156,22 @@ def test_snp_appraisal(case: str) -> None:
     assert _codes(policy, raw) == codes
 
 
+def test_appraisal_itself_refuses_what_has_no_rule() -> None:
+    """``parse_policy`` refuses such policies; one made by hand must not read as "anything goes"."""
+    for policy, code in (
+        (_values(measurements=()), "measurement"),
+        (_rules(products=()), "product"),
+        (_rules(vmpl=()), "vmpl"),
+        (_rules(signing_keys=()), "signing_key"),
+        (_rules(min_tcb=None), "tcb_floor"),
+    ):
+        assert _codes(policy, _report()) == [code]
+    values = msgspec.structs.replace(VTPM_POLICY.reference_values.vtpm, pcr_values={})
+    references = msgspec.structs.replace(VTPM_POLICY.reference_values, vtpm=values)
+    policy = msgspec.structs.replace(VTPM_POLICY, reference_values=references)
+    assert _codes(policy, evidence_for(TPM, CLAIMS)) == ["pcr"] * 8
+
+
 def test_the_rules_let_pass_what_they_name() -> None:
     verifier = Verifier(_values(id_key_digests=("11" * 48,), author_key_digests=("33" * 48,)), allow_simulated=True)
     raw = _report(id_key_digest=b"\x11" * 48, author_key_digest=b"\x33" * 48, flags=1)
@@ -198,6 +223,45 @@ def test_a_vtpm_alone_is_not_confidential_unless_the_policy_accepts_that_by_name
         Verifier(strict).appraise(raw, EXPECTED, now=NOW)
     (mismatch,) = caught.value.mismatches
     assert (mismatch.code, mismatch.side, caught.value.code) == ("not_confidential", "policy", "not_confidential")
+
+
+# -- an AK that a CA vouches for
+
+
+def _issue(tpm: SoftwareTpm, end: dt.datetime, *, self_signed: bool = False) -> tuple[bytes, str]:
+    """An AK certificate (DER) and the root (PEM) that it ends in."""
+    ca = ec.derive_private_key(99, ec.SECP256R1())
+    start, last = dt.datetime(2026, 1, 1, tzinfo=dt.UTC), dt.datetime(2040, 1, 1, tzinfo=dt.UTC)
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    root = x509.CertificateBuilder(name("root"), name("root"), ca.public_key(), 1, start, last)
+    root = root.add_extension(x509.BasicConstraints(True, 0), True).add_extension(usage, True)
+    leaf = x509.CertificateBuilder(name("root"), name("ak"), tpm.key.public_key(), 2, start, end)
+    signed = leaf.sign(tpm.key if self_signed else ca, hashes.SHA256())
+    return signed.public_bytes(Encoding.DER), root.sign(ca, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def _certified(root: str, names: tuple[str, ...] = ()) -> EvidencePolicy:
+    values = msgspec.structs.replace(VTPM_POLICY.reference_values.vtpm, ak_names=names, ak_roots=(root,))
+    references = msgspec.structs.replace(VTPM_POLICY.reference_values, vtpm=values)
+    return msgspec.structs.replace(VTPM_POLICY, reference_values=references)
+
+
+def test_a_certified_ak() -> None:
+    soon = dt.datetime.fromtimestamp(NOW + 100, dt.UTC)
+    certificate, root = _issue(TPM, soon)
+    policy, tpm = _certified(root), SoftwareTpm(certificates=(certificate,))
+    result = Verifier(policy).appraise(evidence_for(tpm, CLAIMS), EXPECTED, now=NOW)
+    assert result.expires == NOW + 100, "the certificate ends before the claims"
+    raw = evidence_for(TPM, CLAIMS)
+    assert Verifier(policy).appraise(raw, EXPECTED, now=NOW, endorsements=(certificate,)).expires == NOW + 100
+    assert _codes(policy, raw) == ["ak_not_certified"]
+    assert _codes(policy, evidence_for(SoftwareTpm(b"x", certificates=(certificate,)), CLAIMS)) == ["ak_not_certified"]
+    forged, _ = _issue(TPM, soon, self_signed=True)
+    assert _codes(policy, raw, endorsements=(forged,)) == ["untrusted_chain"]
+    expired, _ = _issue(TPM, dt.datetime.fromtimestamp(NOW - 1, dt.UTC))
+    assert _codes(policy, raw, endorsements=(expired,)) == ["certificate_expired"]
+    both = _certified(root, names=("000b" + "00" * 32,))
+    assert _codes(both, raw, endorsements=(certificate,)) == ["ak_not_pinned"]
 
 
 # -- which parts may be there
@@ -313,6 +377,19 @@ def test_policy_from_result_refuses_an_id_that_breaks_out_of_its_line() -> None:
     result = Verifier(VTPM_POLICY).appraise(evidence_for(TPM, CLAIMS), EXPECTED, now=NOW)
     with pytest.raises(PolicyFormatError):
         policy_from_result(result, policy_id='x"\nunsafe_accept_vtpm_only = true\nid2 = "')
+
+
+def test_production_never_loads_the_simulation() -> None:
+    """Nor what reaches the world; a fresh interpreter says so (the name parser of cryptography loads ``socket``)."""
+    code = """
+import sys
+from attest.policy import first_report_policy
+from attest.verifier import Verifier
+Verifier(first_report_policy("vtpm", "sev-snp"))
+print([m for m in ("attest.testkit", "cube_mesh", "asyncio", "subprocess") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 def test_nothing_but_attest_errors_from_damaged_evidence() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from attest.errors import Mismatch
-from attest.rules import Hex32, Hex48, Hex64, Table, require, require_one_of
+from attest.rules import Hex32, Hex48, Hex64, Table, require, require_if_listed, require_one_of
 from attest.schemes.sev_snp.abi import Tcb
 from attest.schemes.sev_snp.verify import VerifiedReport
 
@@ -63,6 +63,8 @@ class ReferenceValues(Table, frozen=True):
 def appraise_report(verified: VerifiedReport, rules: Rules, reference: ReferenceValues) -> tuple[Mismatch, ...]:
     """Every rule that does not hold."""
     report, policy = verified.report, verified.report.policy
+    measurement = report.measurement.hex()
+    measurements = (measurement,) if rules.unsafe_any_measurement else reference.measurements
     migrates = policy.migrate_ma and not rules.unsafe_allow_migration
     return (
         *require(rules.unsafe_allow_debug or not policy.debug, "debug", "policy.debug", "false", "true"),
@@ -74,15 +76,19 @@ def appraise_report(verified: VerifiedReport, rules: Rules, reference: Reference
         *require_one_of(rules.products, "product", "product", verified.product),
         *require_one_of(rules.signing_keys, "signing_key", "signing_key", report.signing_key),
         *require_one_of([str(level) for level in rules.vmpl], "vmpl", "vmpl", str(report.vmpl)),
-        *require_one_of(reference.measurements, "measurement", "measurement", report.measurement.hex()),
-        *require_one_of(reference.host_data, "host_data", "host_data", report.host_data.hex()),
-        *require_one_of(reference.id_key_digests, "id_key", "id_key_digest", report.id_key_digest.hex()),
+        *require_one_of(measurements, "measurement", "measurement", measurement),
+        *require_if_listed(reference.host_data, "host_data", "host_data", report.host_data.hex()),
+        *require_if_listed(reference.id_key_digests, "id_key", "id_key_digest", report.id_key_digest.hex()),
         *_author_key(verified, reference),
-        *require_one_of(reference.chip_ids, "chip_id", "chip_id", report.chip_id.hex()),
-        *require_one_of(reference.csp_ids, "csp_id", "csp_id", verified.csp_id),
+        *require_if_listed(reference.chip_ids, "chip_id", "chip_id", report.chip_id.hex()),
+        *require_if_listed(reference.csp_ids, "csp_id", "csp_id", verified.csp_id),
         *require(
             report.guest_svn >= rules.min_guest_svn,
             "guest_svn", "guest_svn", f"at least {rules.min_guest_svn}", str(report.guest_svn),
+        ),
+        *require(
+            rules.min_tcb is not None or rules.unsafe_any_tcb,
+            "tcb_floor", "tcb", "a floor", "none in the policy",
         ),
         *_floor(verified.reported_tcb, rules.min_tcb, "tcb_floor", "tcb"),
         *_floor(verified.launch_tcb, rules.min_launch_tcb, "launch_tcb_floor", "launch_tcb"),
@@ -93,7 +99,7 @@ def _author_key(verified: VerifiedReport, reference: ReferenceValues) -> tuple[M
     """The digest counts only when the report says that an author key was there."""
     report = verified.report
     actual = report.author_key_digest.hex() if report.author_key_en else "none"
-    return require_one_of(reference.author_key_digests, "author_key", "author_key_digest", actual)
+    return require_if_listed(reference.author_key_digests, "author_key", "author_key_digest", actual)
 
 
 def _floor(actual: Tcb, floor: TcbFloor | None, code: str, claim: str) -> tuple[Mismatch, ...]:

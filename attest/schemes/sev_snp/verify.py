@@ -80,8 +80,9 @@ def verify_report(
 ) -> VerifiedReport:
     """Verify a report with the certificates handed in, in any order: a VCEK or VLEK, ASK or ASVK if not AMD's current.
 
-    ``roots`` (by product) defaults to AMD's. Whether the report speaks for this channel: :func:`check_report_data`.
-    Raises MalformedEvidence, UnsupportedEvidence, EndorsementUnavailable, VerificationFailed or Stale.
+    ``certificates`` come from ``chain.load_certificate``; ``roots`` (by product) defaults to AMD's. Whether the report
+    speaks for this channel is the matter of :func:`check_report_data`. Raises MalformedEvidence, UnsupportedEvidence,
+    EndorsementUnavailable, VerificationFailed or Stale.
     """
     # 1. Length, version, algorithm, reserved bytes, policy bits.
     report = parse_report(raw_report)
@@ -123,14 +124,11 @@ def _leaf(report: Report, certificates: Sequence[x509.Certificate]) -> x509.Cert
 
 
 def _amd_extensions(leaf: x509.Certificate) -> dict[str, bytes]:
-    try:
-        return {
-            extension.oid.dotted_string: extension.value.value
-            for extension in leaf.extensions
-            if isinstance(extension.value, x509.UnrecognizedExtension)
-        }
-    except (ValueError, x509.DuplicateExtension) as error:
-        raise VerificationFailed(f"leaf certificate: {error}", code="leaf_extensions") from None
+    return {
+        extension.oid.dotted_string: extension.value.value
+        for extension in leaf.extensions
+        if isinstance(extension.value, x509.UnrecognizedExtension)
+    }
 
 
 def _product(report: Report, fields: Mapping[str, bytes]) -> str:

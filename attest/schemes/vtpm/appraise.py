@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from attest.errors import Mismatch
-from attest.rules import Table, require, require_one_of
+from attest.rules import Table, require, require_if_listed, require_one_of
 from attest.schemes.vtpm.verify import VerifiedQuote
 
 __all__ = ["ReferenceValues", "Rules", "appraise_quote", "claims_of"]
@@ -32,7 +32,8 @@ class Rules(Table, frozen=True):
 
 class ReferenceValues(Table, frozen=True):
     """``[reference_values.vtpm]``: AK names (``000b`` + SHA-256 of TPMT_PUBLIC), PEM roots of AK certificates, and for
-    each PCR of the rules its allowed values. With both names and roots, an AK must satisfy both.
+    each PCR of the rules its allowed values. With both names and roots, an AK must satisfy both. Roots alone accept
+    every machine whose AK they certify: all of a cloud's customers, told apart by PCR values only.
     """
 
     ak_names: tuple[AkName, ...] = ()
@@ -42,13 +43,13 @@ class ReferenceValues(Table, frozen=True):
 
 def appraise_quote(verified: VerifiedQuote, rules: Rules, reference: ReferenceValues) -> tuple[Mismatch, ...]:
     """Every rule that does not hold. AK certificates are the verifier's work, by ``verify_ak_certificate``."""
-    mismatches = require_one_of(reference.ak_names, "ak_not_pinned", "ak.name", verified.ak_name)
+    mismatches = require_if_listed(reference.ak_names, "ak_not_pinned", "ak.name", verified.ak_name)
     values = verified.pcrs.get(rules.pcr_bank, {})
     for index in rules.pcrs:
         claim = f"pcr.{rules.pcr_bank}.{index}"
         if index not in values:
             mismatches += require(False, "pcr_selection", claim, "quoted", "not quoted")
-        else:
+        elif not rules.unsafe_any_pcr_values:
             mismatches += require_one_of(reference.pcr_values.get(str(index), ()), "pcr", claim, values[index])
     return mismatches
 

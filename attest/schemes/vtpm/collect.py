@@ -103,7 +103,12 @@ class TpmCollector:
         except AttestError:
             if not self._ak_handle:
                 self._load()
+        try:
             return self._quote(data_hash)
+        except CollectionFailed:
+            raise
+        except AttestError as error:
+            raise CollectionFailed(f"the TPM's own quote does not verify: {error}", code="tpm_failed") from error
 
     def _quote(self, data_hash: bytes) -> bytes:
         message, signature, values = (self._path(name) for name in ("quote.msg", "quote.sig", "quote.pcrs"))

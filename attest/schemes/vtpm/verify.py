@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -97,17 +97,10 @@ def verify_ak_certificate(
     it is in is not checked. Raises VerificationFailed (``ak_not_certified``, ``untrusted_chain``) or Stale.
     """
     key = _load_key(parse_public(verified.ak_public))
-    leaf = next((c for c in certificates if _certifies(c, key)), None)
+    leaf = next((c for c in certificates if c.public_key() == key), None)
     if leaf is None:
         raise VerificationFailed("no certificate for the AK was handed in", code="ak_not_certified")
     return verify_chain(leaf, certificates, roots, now)
-
-
-def _certifies(certificate: x509.Certificate, key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> bool:
-    try:
-        return certificate.public_key() == key
-    except (ValueError, UnsupportedAlgorithm):
-        return False
 
 
 def _check_ak(public: Public) -> None:
