@@ -1,0 +1,1 @@
+"""Load beside nginx: CPU per request, requests per second, and latency at a fixed rate, in interleaved rounds."""
