@@ -79,7 +79,8 @@ class Mesh:
 
     def _policy_from_first_report(self) -> str:
         claims = Claims(
-            role=Role.SERVER, phase=Phase.PASSPORT, node_id=AGENT_ID, not_after=2_000, boot_id=bytes(16), spki_hash=bytes(32)
+            role=Role.SERVER, phase=Phase.PASSPORT, node_id=AGENT_ID, not_after=2_000,
+            boot_id=bytes(16), spki_hash=bytes(32),
         )  # fmt: skip
         expected = Expected(role=Role.SERVER, phase=Phase.PASSPORT, node_id=AGENT_ID, spki_hash=bytes(32))
         with TpmCollector(self.tcti, PCRS, ak_file=str(self.directory / "ak")) as tpm:

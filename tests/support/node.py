@@ -1,4 +1,4 @@
-"""A real ``cube-mesh proxy`` or ``cube-mesh agent``: a dictionary becomes its TOML file, and /readyz says when it serves."""
+"""A real ``cube-mesh proxy`` or ``agent``: a dictionary becomes its TOML file, and /readyz says when it serves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a test needs and this machine may lack. Absent: the test skips with the way to get it; CI lets no test skip.
 
-``CUBE_MESH_REQUIRE=all`` turns every skip, also one that a test file makes by itself, into a failure (tests/conftest.py).
+``CUBE_MESH_REQUIRE=all`` turns every skip into a failure, whoever makes it (tests/conftest.py).
 ``CUBE_MESH_VECTORS`` names the directory of real attestation evidence.
 """
 
