@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -153,11 +154,9 @@ def _run(role: Role, loaded: Loaded, print_only: bool) -> None:
 
 def _own_attest() -> None:
     """A registry has another distribution called ``attest``: the one that verifies evidence must be ours."""
-    import attest
-    import cube_mesh
-
-    ours, found = Path(cube_mesh.__file__).parent.parent, Path(attest.__file__ or "").parent.parent
-    if ours != found:
+    spec = find_spec("attest")
+    found = Path(spec.origin).parent.parent if spec is not None and spec.origin else None
+    if found != Path(__file__).parent.parent:
         raise ConfigError(f"another package called attest is in the way: {found}", where="sys.path")
 
 
