@@ -108,13 +108,18 @@ class Keeper:
     @property
     def leaf(self) -> Leaf:
         """The current leaf; Refusal ``evidence_unavailable`` when there is none or it has ended."""
-        if self._leaf is None or self._leaf.not_after <= self._clock():
+        if self._leaf is None or not self.has_leaf:
             raise Refusal("evidence_unavailable", "this node has no valid leaf")
         return self._leaf
 
     @property
     def has_leaf(self) -> bool:
         """For readiness: whether ``leaf`` would give one."""
+        return self._leaf is not None and self._leaf.not_after > self._clock()
+
+    @property
+    def has_leaf(self) -> bool:
+        """Whether ``leaf`` would give one: a node's readiness."""
         return self._leaf is not None and self._leaf.not_after > self._clock()
 
     async def renew_leaf(self) -> None:

@@ -42,7 +42,7 @@ _MAX_VECTOR_16 = 0xFFFF
 
 
 class AuthenticatorError(ValueError):
-    """``code``: ``authenticator_malformed``, ``_context``, ``_leaf``, ``_signature``, ``_finished``, or ``evidence_too_large``."""
+    """``code`` is one of ``reasons``: ``authenticator_*`` or ``evidence_too_large``."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -118,7 +118,8 @@ def build_authenticator(keys: ExportedKeys, request: bytes, certificate: bytes, 
 def validate_authenticator(keys: ExportedKeys, request: bytes, leaf: bytes, raw: bytes) -> Authenticator:
     """Parse and validate the answer to our ``request``: context, leaf, signature, then Finished (RFC 9261 §6.3).
 
-    ``keys`` are the *sender's*, ``leaf`` (DER) is its certificate of the handshake. Raises AuthenticatorError. An empty authenticator (a bare Finished) is refused.
+    ``keys`` are the *sender's*, ``leaf`` (DER) is its certificate of the handshake. Raises AuthenticatorError;
+    also for an empty authenticator (a bare Finished).
     """
     reader = _Reader(raw)
     start = reader.position

@@ -6,6 +6,8 @@ gets decided after the handshake, by the gate, from the certificate itself. No c
 
 from __future__ import annotations
 
+from typing import Any
+
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
@@ -86,7 +88,7 @@ def _note_certificate(connection: SSL.Connection, _cert: crypto.X509, _errno: in
     return True
 
 
-def _select_protocol(_connection: SSL.Connection, offered: list[bytes]) -> bytes | object:
+def _select_protocol(_connection: SSL.Connection, offered: list[bytes]) -> Any:
     """The one protocol that is offered, when it is served. Otherwise none is negotiated and the gate refuses."""
     if len(offered) == 1 and offered[0] in SERVED:
         return offered[0]

@@ -161,6 +161,7 @@ class Gate:
         self._peer_known = bool(plan.roots)  # its identity is proven, so it may read our reasons
         self._result: AttestationResult | None = None
         self._expires_at = 0.0
+        self._now = 0.0  # of the last event
 
     # --- events ---
 
@@ -168,17 +169,20 @@ class Gate:
         """Begin: appraise the passport in the leaf where one is due, then send our REQUEST."""
         return self._guarded(self._start)
 
-    def receive(self, data: bytes) -> list[Command]:
+    def receive(self, data: bytes, now: float) -> list[Command]:
         """Bytes from inside TLS. Kept while the gate waits for its host; never given to the application before OPEN."""
+        self._now = now
         return self._guarded(lambda: self._receive(data))
 
     def collected(self, evidence: bytes, now: float) -> list[Command]:
         """The host made the evidence that Collect asked for."""
-        return self._guarded(lambda: self._collected(evidence, now))
+        self._now = now
+        return self._guarded(lambda: self._collected(evidence))
 
     def appraised(self, result: AttestationResult, now: float) -> list[Command]:
         """The host accepted the evidence that Appraise asked about. Refusing is ``failed``."""
-        return self._guarded(lambda: self._appraised(result, now))
+        self._now = now
+        return self._guarded(lambda: self._appraised(result))
 
     def failed(self, reason: str, detail: str = "") -> list[Command]:
         """Anything that ends the attempt: deadline, end of the stream, evidence refused, a fault of the host."""
@@ -243,7 +247,7 @@ class Gate:
         binding = channel_binding(self._facts.exporter, self.plan.role, self.peer_nonce, self._leaf_hashes)
         return Collect(self._facts.leaf.spki_hash, self.peer_nonce, binding, self.peer.spki_hash)
 
-    def _collected(self, evidence: bytes, now: float) -> list[Command]:
+    def _collected(self, evidence: bytes) -> list[Command]:
         if self.state is not State.COLLECT:
             raise Refusal("internal", "evidence that nobody asked for")
         facts, role = self._facts, self.plan.role
@@ -254,7 +258,7 @@ class Gate:
             self.state = State.AUTHENTICATOR
             return [send, *self._advance()]
         self.state = State.RESULT
-        return [send, self._accept(now), *self._advance()]
+        return [send, self._accept(), *self._advance()]
 
     def _on_authenticator(self, body: bytes) -> list[Command]:
         facts, peer, sender = self._facts, self.peer, peer_role(self.plan.role)
@@ -272,14 +276,14 @@ class Gate:
         self.state = State.APPRAISE
         return [Appraise(authenticator.evidence, expected, self.plan.policy)]
 
-    def _appraised(self, result: AttestationResult, now: float) -> list[Command]:
+    def _appraised(self, result: AttestationResult) -> list[Command]:
         if self.state is State.PASSPORT:
             return self._send_request()
         if self.state is not State.APPRAISE:
             raise Refusal("internal", "an appraisal that nobody asked for")
         self._result = result
         self._peer_known = True
-        plan = self.plan
+        plan, now = self.plan, self._now
         ends = (
             plan.interval_s + now,
             plan.max_age_s + now,
@@ -301,14 +305,18 @@ class Gate:
         answer: list[Command] = []
         if self.plan.role is Role.SERVER:
             check_no_early_data(self._frames.buffered)
-            answer = [self._accept(0.0)]
+            answer = [self._accept()]
+        self._check_not_expired()
         result = self._accepted()
         self.state = State.OPEN
         return [*answer, Open(self._frames.take_rest(), result, self._expires_at)]
 
-    def _accept(self, now: float) -> Send:
-        if self._expires_at <= now:
-            raise Refusal("expired")
+    def _check_not_expired(self) -> None:
+        if self._expires_at <= self._now:
+            raise Refusal("expired", f"at {self._expires_at:.0f}, it is {self._now:.0f}")
+
+    def _accept(self) -> Send:
+        self._check_not_expired()
         result = self._accepted()
         body = encode_result(Result(ACCEPT, "ok", result.appraisal_id, result.policy_digest, int(self._expires_at)))
         return Send(encode_frame(FrameType.RESULT, body))

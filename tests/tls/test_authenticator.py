@@ -53,11 +53,14 @@ GOOD = build_authenticator(SERVER, REQUEST, LEAF, b"evidence", sign)
 
 
 def test_the_request_is_this() -> None:
-    assert REQUEST == bytes.fromhex(
-        "11 00002f"  # ClientCertificateRequest
-        "20" + NONCE.hex() + "000c"  # context, extensions
-        "000d 0004 0002 0403"  # signature_algorithms: ecdsa_secp256r1_sha256
-        "ff00 0000"  # evidence is wanted
+    assert (
+        bytes.fromhex(
+            "11 00002f"  # ClientCertificateRequest
+            "20" + NONCE.hex() + "000c"  # context, extensions
+            "000d 0004 0002 0403"  # signature_algorithms: ecdsa_secp256r1_sha256
+            "ff00 0000"  # evidence is wanted
+        )
+        == REQUEST
     )
     assert build_request(Role.SERVER, NONCE) == b"\x0d" + REQUEST[1:]
     assert parse_request(Role.CLIENT, REQUEST) == NONCE
@@ -92,7 +95,9 @@ def test_round_trip(suite: str, sender: Role) -> None:
     assert validate_authenticator(keys, request, LEAF, raw) == (LEAF, b"e" * 65_531)
 
 
-def _refused(code: str, raw: bytes = GOOD, *, keys: object = SERVER, request: bytes = REQUEST, leaf: bytes = LEAF) -> None:
+def _refused(
+    code: str, raw: bytes = GOOD, *, keys: object = SERVER, request: bytes = REQUEST, leaf: bytes = LEAF
+) -> None:
     with pytest.raises(AuthenticatorError) as caught:
         validate_authenticator(keys, request, leaf, raw)  # type: ignore[arg-type]
     assert caught.value.code == code
@@ -151,7 +156,9 @@ def _rebuilt(old: bytes, new: bytes) -> bytes:
     signature = sign(b" " * 64 + b"Exported Authenticator\x00" + hashlib.sha384(context + REQUEST + message).digest())
     verify_body = b"\x04\x03" + len(signature).to_bytes(2, "big") + signature
     message += b"\x0f" + len(verify_body).to_bytes(3, "big") + verify_body
-    return message + b"\x14\x00\x00\x30" + hmac.digest(key, hashlib.sha384(context + REQUEST + message).digest(), "sha384")
+    return (
+        message + b"\x14\x00\x00\x30" + hmac.digest(key, hashlib.sha384(context + REQUEST + message).digest(), "sha384")
+    )
 
 
 EXTENSION = bytes.fromhex("000c ff00 0008") + b"evidence"

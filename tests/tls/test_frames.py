@@ -1,5 +1,7 @@
 """Frames: every cut of a byte stream gives the same frames, and nothing illegal is buffered."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,7 @@ def test_the_wire_form() -> None:
 def test_any_segmentation_gives_the_same_frames(cuts: list[int]) -> None:
     decoder, got = FrameDecoder(), []
     edges = [0, *sorted(cuts), len(WIRE)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         decoder.feed(WIRE[start:end])
         got += _all(decoder)
     assert got == FRAMES

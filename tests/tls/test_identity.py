@@ -208,7 +208,7 @@ def test_two_passports_are_refused() -> None:
 
 
 def _with_duplicate_extension() -> bytes:
-    """Two evidence extensions: build with two different OIDs of one length, then make them equal (unsigned is enough)."""
+    """Two evidence extensions: built with two OIDs of one length that are then made equal (it need not be signed)."""
     twin = "1.3.6.1.5.5.7.1.36"
     name = x509.Name([])
     builder = x509.CertificateBuilder(name, name, KEY.public_key(), 1, NOW, NOW + timedelta(hours=1))
@@ -273,7 +273,9 @@ def test_the_ca_cannot_certify_other_domains_or_other_names(mesh: Path) -> None:
     roots = ca.load_certificates(mesh / "ca.crt")
 
     def signed(*names: x509.GeneralName) -> PeerLeaf:
-        builder = x509.CertificateBuilder(root.subject, x509.Name([]), KEY.public_key(), 9, NOW, NOW + timedelta(days=1))
+        builder = x509.CertificateBuilder(
+            root.subject, x509.Name([]), KEY.public_key(), 9, NOW, NOW + timedelta(days=1)
+        )
         builder = builder.add_extension(x509.SubjectAlternativeName(list(names)), critical=True)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         ski = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
@@ -294,7 +296,9 @@ def test_modes_and_nothing_overwritten(mesh: Path, tmp_path: Path) -> None:
         files = ca.issue_leaf(mesh, "proxy", "p9", tmp_path / "out", 1, now=NOW)
     finally:
         os.umask(old)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (files.cert_file, files.key_file, mesh / "ca.key")}
+    modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode) for path in (files.cert_file, files.key_file, mesh / "ca.key")
+    }
     assert modes == {"proxy-p9.crt": 0o644, "proxy-p9.key": 0o600, "ca.key": 0o600}
     before = files.key_file.read_bytes()
     with pytest.raises(ConfigError, match="overwritten"):
