@@ -99,13 +99,15 @@ def _numbers(settings: Settings) -> Iterator[Problem]:
         elif name.endswith("_s") and not (math.isfinite(value) and 0 < value <= 86_400 * 365):
             if not (name == "leeway_s" and value == 0):
                 yield key, f"must be more than 0 seconds and finite, not {value}"
-        elif (name.startswith("max_") or name in ("backlog", "cache_entries", "write_low_water")) and value < 1:
+        elif (name.startswith("max_") or name in ("backlog", "write_low_water")) and value < 1:
             yield key, f"must be at least 1, not {value}"
     limits, attestation = settings.limits, settings.attestation
     if limits.write_low_water >= limits.write_high_water:
         yield "limits.write_low_water", "must be below limits.write_high_water"
     if limits.max_json_body > limits.max_body_bytes:
         yield "limits.max_json_body", "must not be above limits.max_body_bytes"
+    if settings.identity.cache_entries < 0:
+        yield "identity.cache_entries", "must not be negative"
     if not 0 <= settings.tracing.sample_ratio <= 1:
         yield "tracing.sample_ratio", "must be between 0 and 1"
     if attestation.interval_s > attestation.max_age_s:

@@ -20,18 +20,18 @@ class Listen(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"  # address to accept on; a plain listener starts only on loopback
     port: int = 0  # 0 = the role's default: 8900 proxy, 8901 agent
     path_prefix: str = ""  # stripped before the tenant segment, for example "/proxy"
-    backlog: int = 1024
+    backlog: int = 1024  # connections that the kernel keeps until they are accepted
     unsafe_plain_non_loopback: bool = False  # accept plaintext from other machines (behind a TLS-terminating peer)
 
 
 class Limits(Section, frozen=True, kw_only=True):
     max_head_bytes: int = 32_768  # request or response head
-    max_fields: int = 100
+    max_fields: int = 100  # field lines of one head
     max_json_body: int = 4_194_304  # JSON bodies that are read whole; larger = 413
     max_body_bytes: int = 1_073_741_824  # any other request body
-    max_connections: int = 10_000
+    max_connections: int = 10_000  # open client connections; more are answered 503
     write_high_water: int = 262_144  # pause the producer above this many unsent bytes
-    write_low_water: int = 65_536
+    write_low_water: int = 65_536  # resume it below this many
 
 
 class Timeouts(Section, frozen=True, kw_only=True):
@@ -45,9 +45,9 @@ class Timeouts(Section, frozen=True, kw_only=True):
 
 
 class Pool(Section, frozen=True, kw_only=True):
-    max_idle_per_host: int = 100
-    idle_timeout_s: float = 90.0
-    max_connections_per_host: int = 1_000
+    max_idle_per_host: int = 100  # warm connections that are kept
+    idle_timeout_s: float = 90.0  # closed after this time without a request
+    max_connections_per_host: int = 1_000  # open at the same time; more requests get 503
 
 
 class BackendTls(Section, frozen=True, kw_only=True):
@@ -55,22 +55,22 @@ class BackendTls(Section, frozen=True, kw_only=True):
 
     ca_file: str = ""  # empty: the system's
     server_name: str = ""  # empty: the URL's host
-    cert_file: str = ""
-    key_file: str = ""
+    cert_file: str = ""  # client certificate, PEM
+    key_file: str = ""  # its key, PEM
 
 
 class Upstream(Section, frozen=True, kw_only=True):
-    """One target. ``attested`` targets need ``node_id`` (or ``node_group``) and ``policy``; others must be loopback or TLS."""
+    """One target. An ``atls`` target needs ``node_id`` and ``policy``; any other must be on loopback or use TLS."""
 
-    name: str
+    name: str  # by which routes name it
     url: str  # http://host:port, https://host:port, or atls://host:port for an attested agent
     node_id: str = ""  # spiffe://<trust-domain>/agent/<id> expected at the other end
     policy: str = ""  # evidence policy file; empty with atls = start-up error
-    mode: Literal["quote", "cert"] = "quote"
+    mode: Literal["quote", "cert"] = "quote"  # a quote for each connection; "cert" is reserved and refused
     server_name: str = ""  # SNI; empty: the URL's host
     api_key_file: str = ""  # sent as "Authorization: Bearer"; the backend's own key
     api_key: str = ""  # same, from the environment
-    unsafe_plain_non_loopback: bool = False
+    unsafe_plain_non_loopback: bool = False  # allow http to another machine
     tls: BackendTls = BackendTls()
     pool: Pool = Pool()
 
@@ -79,47 +79,47 @@ class RouteMatch(Section, frozen=True, kw_only=True):
     path: str = ""  # exact, after the domain is stripped
     path_prefix: str = ""  # by whole segments
     path_regex: str = ""  # RE2, anchored at both ends
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()  # any of these; empty = all
     headers: dict[str, str] = {}  # lower-case name -> exact value
     domains: tuple[str, ...] = ()  # domain ids; empty = all
 
 
 class RouteRule(Section, frozen=True, kw_only=True):
-    name: str
-    upstream: str
+    name: str  # shown in logs, metrics and audit events
+    upstream: str  # name of the upstream that takes the request
     priority: int = 0  # higher first, then by name
     match: RouteMatch = RouteMatch()
 
 
 class Member(Section, frozen=True, kw_only=True):
-    subject: str
-    role: str
+    subject: str  # as an API key or a token names it
+    role: str  # a role of policies/authz/roles.toml
 
 
 class Domain(Section, frozen=True, kw_only=True):
     id: str  # canonical UUID
-    name: str = ""
+    name: str = ""  # for people
     members: tuple[Member, ...] = ()
     capture_content: bool = False  # reserved: a tenant's opt-in; nothing reads content without it
 
 
 class ApiKey(Section, frozen=True, kw_only=True):
-    id: str
+    id: str  # shown in audit events
     hash: str  # sha256:<hex> of the whole key; `cube-mesh admin key` makes both
-    subject: str
-    domain: str
+    subject: str  # who uses it; a member of the domain
+    domain: str  # the one domain that it opens
     expires: str = ""  # RFC 3339; empty = never
 
 
 class JwtIssuer(Section, frozen=True, kw_only=True):
-    issuer: str
-    audience: str
-    algorithms: tuple[str, ...]
-    jwks_file: str = ""
-    jwks_url: str = ""
+    issuer: str  # must equal the claim "iss"
+    audience: str  # must be in the claim "aud"
+    algorithms: tuple[str, ...]  # accepted "alg" values; public-key ones, or HS ones alone
+    jwks_file: str = ""  # the issuer's keys; give exactly one of jwks_file, jwks_url, key_file
+    jwks_url: str = ""  # the same, fetched; https, or http on loopback
     key_file: str = ""  # PEM public key (RS/ES/EdDSA) or raw secret (HS)
-    leeway_s: float = 30.0
-    jwks_refresh_s: float = 300.0
+    leeway_s: float = 30.0  # clock difference that is tolerated
+    jwks_refresh_s: float = 300.0  # how often jwks_url is fetched
     subject_prefix: str = ""  # put before "sub", for example "corp:"; with several issuers each needs its own
     required_typ: str = ""  # claim "type" that must be present with this value: tokens for other uses do not log in
 
@@ -128,8 +128,8 @@ class Identity(Section, frozen=True, kw_only=True):
     domains: tuple[Domain, ...] = ()
     api_keys: tuple[ApiKey, ...] = ()
     jwt: tuple[JwtIssuer, ...] = ()
-    cache_entries: int = 10_000
-    cache_ttl_s: float = 30.0
+    cache_entries: int = 10_000  # verified tokens that are remembered; 0 = none
+    cache_ttl_s: float = 30.0  # for at most this long
 
 
 class Authz(Section, frozen=True, kw_only=True):
@@ -138,51 +138,51 @@ class Authz(Section, frozen=True, kw_only=True):
 
 
 class Audit(Section, frozen=True, kw_only=True):
-    path: str = "var/audit.jsonl"
-    durability: Literal["write"] = "write"
+    path: str = "var/audit.jsonl"  # JSON lines, appended
+    durability: Literal["write"] = "write"  # "write": written to the kernel before the last byte of the answer is released
 
 
 class Log(Section, frozen=True, kw_only=True):
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = "info"  # least important level that is logged
     format: Literal["auto", "json", "text"] = "auto"  # auto: text on a terminal
-    requests: bool = True
+    requests: bool = True  # one line for each request
 
 
 class Tracing(Section, frozen=True, kw_only=True):
     otlp_endpoint: str = ""  # http://host:4318/v1/traces; empty = off
     sample_ratio: float = 1.0  # of traces that arrive without a decision; failed requests always
-    service_name: str = ""
+    service_name: str = ""  # empty: cube-mesh
 
 
 class Metrics(Section, frozen=True, kw_only=True):
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # loopback; metrics and health have no authentication
     port: int = 0  # 0 = role default: 8910 proxy, 8911 agent; -1 = off
 
 
 class Mesh(Section, frozen=True, kw_only=True):
     """This node's place in the mesh: identity, CA, and who may call it."""
 
-    trust_domain: str = "cube"
+    trust_domain: str = "cube"  # first part of every SPIFFE id of the mesh
     node_id: str = ""  # id part of spiffe://<trust-domain>/<role>/<id>
     ca_file: str = ""  # mesh CA bundle
     cert_file: str = ""  # a proxy's leaf, from `cube-mesh ca issue`
-    key_file: str = ""
+    key_file: str = ""  # its key; mode 0600
     allowed_proxies: tuple[str, ...] = ()  # agent: full SPIFFE ids; empty = start-up error
 
 
 class Attestation(Section, frozen=True, kw_only=True):
     attester: Literal["", "none", "vtpm", "simulated-sev-snp"] = ""  # agent must choose; a proxy says "none"
     tcti: str = "device:/dev/tpmrm0"  # TPM access for "vtpm"; swtpm:path=... in development
-    pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # PCRs that are quoted
     ak_handle: str = ""  # persistent AK; empty: an AK is created at start
     ak_context_file: str = ""  # keeps an AK over restarts, wrapped by the TPM, so that a policy can pin it
-    ak_cert_file: str = ""
+    ak_cert_file: str = ""  # certificate chain of the AK, sent with the evidence
     simulated_seed_file: str = ""  # simulated-sev-snp: the test root and chip, shared with the policy's maker
     interval_s: float = 600.0  # re-attest
     max_age_s: float = 3600.0  # hard age of an attested connection
-    leaf_lifetime_s: float = 3600.0
-    handshake_timeout_s: float = 15.0
-    max_concurrent_quotes: int = 1
+    leaf_lifetime_s: float = 3600.0  # of an agent's self-signed leaf, renewed at half of it; at most 3600
+    handshake_timeout_s: float = 15.0  # TLS and attestation of one connection
+    max_concurrent_quotes: int = 1  # a TPM makes one at a time
 
 
 class Settings(Section, frozen=True, kw_only=True):

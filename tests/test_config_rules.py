@@ -127,6 +127,7 @@ NO_UPSTREAM = "there is none: nothing could be forwarded"
         ({"limits__max_fields": 0}, "limits.max_fields", "at least 1"),
         ({"limits__write_low_water": 262_144}, "limits.write_low_water", "below"),
         ({"limits__max_body_bytes": 1}, "limits.max_json_body", "not be above"),
+        ({"identity__cache_entries": -1}, "identity.cache_entries", "not be negative"),
         ({"tracing__sample_ratio": 1.5}, "tracing.sample_ratio", "between 0 and 1"),
         ({"attestation__interval_s": 7200.0}, "attestation.interval_s", "not be above"),
         ({"attestation__leaf_lifetime_s": 3_601.0}, "attestation.leaf_lifetime_s", "at most 3600"),
