@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from cube_mesh.errors import DependencyError
+from cube_mesh.errors import CubeMeshError
 from cube_mesh.exchange import Exchange
 from cube_mesh.ports import ChannelAttestation, Grant, Principal
 from cube_mesh.text import Stamp, clean
@@ -132,15 +132,15 @@ class EventWriter:
         self._channels: dict[int, tuple[ChannelAttestation, bytes]] = {}
         self._agents: dict[bytes, str] = {}
 
-    def line(self, exchange: Exchange) -> bytearray:
-        """The event as one JSON object and a newline, in a buffer that the next call uses again."""
+    def line(self, exchange: Exchange) -> bytes:
+        """The event as one JSON object and a newline."""
         buffer = self._buffer
         self._encode_into(self._request(exchange), buffer)
         buffer.pop()  # the closing brace: the other parts follow
         buffer += self._caller(exchange)
         buffer += self._channel(exchange)
         buffer += self._node
-        return buffer
+        return bytes(buffer)
 
     def _request(self, exchange: Exchange) -> Request:
         endpoint, route, error, path = exchange.endpoint, exchange.route, exchange.error, exchange.path
@@ -218,7 +218,7 @@ class EventWriter:
     def _channel(self, exchange: Exchange) -> bytes:
         channel = exchange.attestation
         if channel is None:
-            reason = _attestation_error(exchange) if exchange.error is not None else None
+            reason = _attestation_error(exchange.error)
             return self._plain if reason is None else self._tail(Channel(False, reason))
         known = self._channels.get(id(channel))
         if known is not None:
@@ -264,11 +264,8 @@ def _make_room(cache: dict[Any, Any]) -> None:
         del cache[next(iter(cache))]
 
 
-def _attestation_error(exchange: Exchange) -> str | None:
-    """The reason code when the upstream was refused by the attestation gate: the connector failed, nothing was sent,
-    and the code is not one of plain connections, which all start with ``upstream_``.
-    """
-    error = exchange.error
-    if exchange.target is None or exchange.forwarded_at or not isinstance(error, DependencyError):
+def _attestation_error(error: CubeMeshError | None) -> str | None:
+    """The reason code when the upstream was refused by the attestation gate: the connector's codes start with ``atls_``."""
+    if error is None or not error.code.startswith("atls_"):
         return None
-    return None if error.code.startswith("upstream_") or error.code == "audit_unavailable" else error.code
+    return error.code.removeprefix("atls_")
