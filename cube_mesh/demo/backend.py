@@ -33,7 +33,7 @@ class Script:
     events: int = 0  # words of an answer, each an event of its own; 0 = a default
     gap_s: float = 0.0  # pause before each event but the first
     first_byte_s: float = 0.0  # pause before the response head
-    status: int = 200  # of generation endpoints; anything else is answered with an error envelope
+    status: int = 200  # of generation endpoints: another is an error envelope, 0 a reset connection without an answer
     cut_after: int = -1  # after this many events the connection is reset; -1 = never
     stall_after: int = -1  # after this many events nothing more comes until the client leaves; -1 = never
     piece_bytes: int = 0  # bodies are written in pieces of at most this many bytes; 0 = an event, or the whole, at once
@@ -177,6 +177,8 @@ class _Connection(asyncio.Protocol):
         script = self._backend.script
         try:
             await asyncio.sleep(script.first_byte_s)
+            if script.status == 0:
+                await self._reset(seen)
             await self._route(seen, script)
         except answers.BadRequest as problem:
             await self._whole(400, answers.error(str(problem), "invalid_request_error", None))
@@ -229,16 +231,21 @@ class _Connection(asyncio.Protocol):
             if count and script.gap_s:
                 await asyncio.sleep(script.gap_s)
             if count == script.cut_after:
-                seen.finished_at = time.perf_counter()
-                self.abort()
-            if count in (script.cut_after, script.stall_after):
-                await asyncio.Event().wait()  # ends when the connection is lost
+                await self._reset(seen)
+            if count == script.stall_after:
+                await _forever()
             seen.sent_at.append(time.perf_counter())
             if script.stamp:
                 payload = {**payload, "sent_at": seen.sent_at[-1]}
             await self._pieces(b"data: " + answers.encode(payload) + b"\n\n")
         await self._pieces(b"data: [DONE]\n\n")
         self._send(h11.EndOfMessage())
+
+    async def _reset(self, seen: Seen) -> None:
+        """End the connection in the middle; this was our doing, not the client's."""
+        seen.finished_at = time.perf_counter()
+        self.abort()
+        await _forever()
 
     # -- writing --
 
@@ -270,6 +277,11 @@ class _Connection(asyncio.Protocol):
             self._send(h11.Data(data=body))
         if self._transport is not None:
             self._transport.close()
+
+
+async def _forever() -> None:
+    """Until the connection is lost, which cancels the task."""
+    await asyncio.Event().wait()
 
 
 def main(argv: list[str] | None = None) -> None:

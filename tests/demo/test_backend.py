@@ -114,6 +114,13 @@ async def test_cut_resets_and_is_not_the_clients_doing(client: openai.AsyncOpenA
     assert backend.cancelled_at == []
 
 
+async def test_status_zero_is_a_reset_without_an_answer(client: openai.AsyncOpenAI, backend: ScriptedBackend) -> None:
+    backend.script = Script(status=0)
+    with pytest.raises(openai.APIConnectionError):
+        await client.chat.completions.create(**ASK)
+    assert len(backend.requests) == 1
+
+
 async def test_a_client_that_leaves_a_stalled_stream_is_noticed(backend: ScriptedBackend) -> None:
     backend.script = Script(stall_after=2)
     reader, writer = await asyncio.open_connection("127.0.0.1", backend.port)
