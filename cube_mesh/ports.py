@@ -141,12 +141,9 @@ class Authorizer(Protocol):
 
 
 class AuditSink(Protocol):
-    """Takes one encoded event (a JSON object and a newline). None = as durable as configured, now; else await it.
+    """Takes one encoded event (a JSON object and a newline). None = as durable as configured, now; else await it."""
 
-    The buffer is the caller's and is used again: a sink that does not write it within the call copies it.
-    """
-
-    def append(self, event: bytearray) -> None | Awaitable[None]: ...
+    def append(self, event: bytes) -> None | Awaitable[None]: ...
 
     def close(self) -> None: ...
 

@@ -41,7 +41,7 @@ class FileSink:
         self.written = 0
         self.failed = 0
 
-    def append(self, event: bytearray) -> None:
+    def append(self, event: bytes) -> None:
         """Write one line. Python restarts an interrupted write by itself (PEP 475)."""
         try:
             if self._torn:
@@ -54,7 +54,7 @@ class FileSink:
             raise _unavailable(error) from None
         self.written += 1
 
-    def _rest(self, event: bytearray, taken: int) -> None:
+    def _rest(self, event: bytes, taken: int) -> None:
         """The file took a part. Write the rest, or take the part back, so that no half line stays."""
         self._torn = taken
         try:

@@ -17,7 +17,7 @@ from cube_mesh.audit.file import FileSink
 from cube_mesh.errors import ConfigError, DependencyError
 from cube_mesh.settings import Audit
 
-LINE = bytearray(b'{"n":1}\n')
+LINE = b'{"n":1}\n'
 
 
 def sink(path: Path) -> FileSink:
@@ -122,7 +122,7 @@ def test_a_write_that_takes_a_part_is_finished(
     Disk(monkeypatch, *script)
     made.append(LINE)
     made.append(LINE)
-    assert (tmp_path / "a").read_bytes() == bytes(LINE * 2)
+    assert (tmp_path / "a").read_bytes() == LINE * 2
 
 
 @pytest.mark.parametrize("script", [("ENOSPC",), (3, "ENOSPC"), (3, 2, "EIO"), (3, 0), ("EBADF",), (0, 0)])
@@ -137,7 +137,7 @@ def test_a_write_that_fails_is_a_refusal_and_leaves_no_half_line(
     assert (caught.value.code, caught.value.status) == ("audit_unavailable", 503)
     assert (tmp_path / "a").read_bytes() == LINE
     made.append(LINE)  # the disk has room again
-    assert (tmp_path / "a").read_bytes() == bytes(LINE * 2)
+    assert (tmp_path / "a").read_bytes() == LINE * 2
     assert (made.written, made.failed) == (2, 1)
 
 
@@ -175,7 +175,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 refused = 0
 for n in range(200):
     try:
-        sink.append(bytearray(b'{{"n":%03d}}\\n' % n))
+        sink.append(b'{{"n":%03d}}\\n' % n)
     except DependencyError:
         refused += 1
 print(sink.written, refused)

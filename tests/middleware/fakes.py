@@ -52,10 +52,10 @@ class MemorySink:
         self.lines: list[bytes] = []
         self.error: Exception | None = None
 
-    def append(self, event: bytearray) -> None:
+    def append(self, event: bytes) -> None:
         if self.error is not None:
             raise self.error
-        self.lines.append(bytes(event))
+        self.lines.append(event)
 
     def close(self) -> None: ...
 
