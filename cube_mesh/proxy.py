@@ -45,6 +45,8 @@ class ProxyRole:
         self._sink = FileSink(settings.audit)
         common = parts.common(node_id, routes, dict(self._targets), self._export)
         chain = proxy_chain(common, self._authenticator, authorizer, self._sink)
+        parts.collector.counter("cube_audit_events", "Events of the trail.", "result", self._sink.counts)
+        parts.collector.counter("cube_observer_failures", "Observers that broke.", "stage", lambda: chain.failures)
         self.service = Service(
             chain,
             settings.limits,

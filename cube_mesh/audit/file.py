@@ -10,12 +10,14 @@ import errno
 import fcntl
 import os
 import stat
+from logging import getLogger
 from pathlib import Path
 
 from cube_mesh.errors import ConfigError, DependencyError
 from cube_mesh.settings import Audit
 
 _BLOCK = 65_536
+_log = getLogger("cube_mesh.audit")
 _UNAVAILABLE = "The audit trail cannot be written, so the request was not answered."
 
 
@@ -37,6 +39,8 @@ class FileSink:
         except OSError as error:
             os.close(self._fd)
             raise ConfigError(f"{path} cannot be recovered: {error.strerror}", key="audit.path") from None
+        if self.recovered:
+            _log.warning("the last line of %s was torn; its %d bytes are in %s.torn", path, self.recovered, path)
         self._torn = 0  # bytes of an unfinished line at the end of the file
         self.written = 0
         self.failed = 0
@@ -72,6 +76,10 @@ class FileSink:
         size = os.fstat(self._fd).st_size
         os.ftruncate(self._fd, size - self._torn)
         self._torn = 0
+
+    def counts(self) -> dict[str, int]:
+        """For the metrics."""
+        return {"written": self.written, "failed": self.failed}
 
     def close(self) -> None:
         os.fsync(self._fd)

@@ -111,7 +111,8 @@ def test_simulated_and_unsafe_are_marked() -> None:
 @pytest.mark.parametrize(
     ("code", "ok", "reason"),
     [
-        ("upstream_unreachable", None, None), ("upstream_connect", None, None), ("atls_measurement", False, "measurement"),
+        ("upstream_unreachable", None, None), ("upstream_connect", None, None),
+        ("atls_measurement", False, "measurement"),
         ("atls_timeout", False, "timeout"),
     ],
 )  # fmt: skip
@@ -142,7 +143,8 @@ def test_kept_parts_are_bounded() -> None:
 
 
 NASTY = [
-    "\n{\"forged\":1}", "\r\n", "\x00", "\x1b[2J", "\x9b31m", "\u2028", "\u2029", "\x85", "\u202e", "\x7f", '"}', "\\", "\ud800",
+    "\n{\"forged\":1}", "\r\n", "\x00", "\x1b[2J", "\x9b31m", "\u2028", "\u2029", "\x85", "\u202e", "\x7f", '"}', "\\",
+    "\ud800",
 ]  # fmt: skip
 
 

@@ -71,7 +71,8 @@ def test_paths_that_are_no_file(tmp_path: Path, make: str) -> None:
 @pytest.mark.parametrize(
     ("before", "kept"),
     [
-        (b"", b""), (b"{}\n", b"{}\n"), (b"{}\n{\"x\":", b"{}\n"), (b"{\"x\":", b""), (b"{}\n" + b"y" * 200_000, b"{}\n"),
+        (b"", b""), (b"{}\n", b"{}\n"), (b"{}\n{\"x\":", b"{}\n"), (b"{\"x\":", b""),
+        (b"{}\n" + b"y" * 200_000, b"{}\n"),
         (b"y" * 200_000, b""), (b"z" * 65_535 + b"\n" + b"t", b"z" * 65_535 + b"\n"), (b"\n", b"\n"),
     ],
 )  # fmt: skip

@@ -68,7 +68,8 @@ def test_the_scheme_is_read_in_any_case(form: bytes) -> None:
 
 WRONG = [
     b"", b"Bearer", b"Bearer ", b"Basic YTpi", KEY.encode(), b"Bearer" + KEY.encode(), b"Token " + KEY.encode(),
-    b"Bearer x", b"Bearer cm_app_", b"Bearer  " + KEY.encode(), b"Bearer " + KEY.encode() + b" ", b"Bearer " + KEY.encode() + b"\xff",
+    b"Bearer x", b"Bearer cm_app_", b"Bearer  " + KEY.encode(), b"Bearer " + KEY.encode() + b" ",
+    b"Bearer " + KEY.encode() + b"\xff",
     b"Bearer " + KEY.encode()[:-1], b"Bearer " + KEY.encode().swapcase(), b"Bearer " + hash_key(KEY).encode(),
     b"Bearer " + OLD.encode(), b"Bearer " + KEY.encode() + b", Bearer " + KEY.encode(), b"Bearer a.b.c",
     b"Bearer " + token(claims(exp=NOW - 100)), b"Bearer " + token(key=rsa_key(2048, 9)),
@@ -279,7 +280,8 @@ def test_keys_from_files(tmp_path: Path, jwt: dict[str, Any], raw: bytes) -> Non
         {"key_file": "secret", "algorithms": ("HS256", "RS256")}, {"key_file": "key.pem", "algorithms": ("HS256",)},
         {"jwks_file": "keys.json", "audience": ""}, {"jwks_file": "keys.json", "issuer": ""},
         {"jwks_file": "keys.json", "leeway_s": 301.0}, {"jwks_file": "keys.json", "leeway_s": -1.0},
-        {"jwks_url": "http://id.example/jwks"}, {"jwks_url": "https://user:pw@id.example/"}, {"jwks_url": "file:///etc/x"},
+        {"jwks_url": "http://id.example/jwks"}, {"jwks_url": "https://user:pw@id.example/"},
+        {"jwks_url": "file:///etc/x"},
         {"jwks_url": "https://id.example/jwks", "jwks_refresh_s": 0.0},
     ],
 )  # fmt: skip
@@ -309,7 +311,8 @@ def test_two_issuers_must_not_share_subjects(tmp_path: Path, prefixes: tuple[str
     "change",
     [
         {"id": "App"}, {"id": "a_b"}, {"id": ""}, {"hash": KEY}, {"hash": "sha256:00"}, {"subject": ""},
-        {"hash": hash_key(KEY).upper()}, {"domain": "other"}, {"expires": "tomorrow"}, {"expires": "2026-01-01T00:00:00"},
+        {"hash": hash_key(KEY).upper()}, {"domain": "other"}, {"expires": "tomorrow"},
+        {"expires": "2026-01-01T00:00:00"},
         {"id": "app2"},  # the same hash again
     ],
 )  # fmt: skip
@@ -320,7 +323,9 @@ def test_bad_api_keys_do_not_load(change: dict[str, str]) -> None:
         key_table(keys, frozenset({DOMAIN}))
 
 
-@pytest.mark.parametrize(("key_id", "secret"), [("A", b"k" * 32), ("a_b", b"k" * 32), ("a", b"k" * 31), ("", b"k" * 32)])
+@pytest.mark.parametrize(
+    ("key_id", "secret"), [("A", b"k" * 32), ("a_b", b"k" * 32), ("a", b"k" * 31), ("", b"k" * 32)]
+)
 def test_keys_that_are_not_made(key_id: str, secret: bytes) -> None:
-    with pytest.raises(ValueError, match="key id|secret"):
+    with pytest.raises(ValueError, match=r"key id|secret"):
         format_key(key_id, secret)

@@ -49,7 +49,10 @@ async def test_a_good_answer_and_what_was_asked() -> None:
         (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "status 404"),
         (b"HTTP/1.1 302 Found\r\nlocation: http://evil.example/\r\ncontent-length: 0\r\n\r\n", "status 302"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 200\r\n\r\n" + b"x" * 200, "more than 100"),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nc8\r\n" + b"x" * 200 + b"\r\n0\r\n\r\n", "more than 100"),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nc8\r\n" + b"x" * 200 + b"\r\n0\r\n\r\n",
+            "more than 100",
+        ),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{}", "ProtocolError"),
         (b"SSH-2.0-OpenSSH\r\n", "ProtocolError"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 20_000, "ProtocolError"),

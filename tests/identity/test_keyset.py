@@ -15,7 +15,8 @@ from tests.identity.keys import ec_key, jwk, jwks, public_pem, rsa_key
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"[]", b"{}", b'{"keys":{}}', b'{"keys":[]}', b'{"keys":[1]}', b"<html>", jwks(jwk(rsa_key(1024), kid="weak")),
+        b"", b"[]", b"{}", b'{"keys":{}}', b'{"keys":[]}', b'{"keys":[1]}', b"<html>",
+        jwks(jwk(rsa_key(1024), kid="weak")),
         jwks({"kty": "oct", "k": "AAAA", "kid": "k1"}), jwks({"kty": "RSA", "n": "AQAB", "e": "AQAB"}),
         jwks({"kty": "RSA"}), jwks({**jwk(rsa_key()), "d": "AAAA"}), jwks(jwk(rsa_key(), use="enc")),
         jwks({**jwk(ec_key()), "x": "AAAA"}), jwks(*[jwk(rsa_key(), kid=str(n)) for n in range(65)]),
@@ -46,7 +47,8 @@ def test_a_public_key_file() -> None:
 def test_a_secret_file() -> None:
     assert parse_secret(b"s" * 32 + b"\r\n", ("HS256",)).keys[0].value == b"s" * 32
     for raw, algorithms in (
-        (b"", ("HS256",)), (b"s" * 31, ("HS256",)), (b"s" * 32, ("HS256", "HS512")), (public_pem(rsa_key()), ("HS256",)),
+        (b"", ("HS256",)), (b"s" * 31, ("HS256",)), (b"s" * 32, ("HS256", "HS512")),
+        (public_pem(rsa_key()), ("HS256",)),
     ):  # fmt: skip
         with pytest.raises(BadKey):
             parse_secret(raw, algorithms)

@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 from cube_mesh.identity.keyset import KeySet, parse_jwks, parse_pem, parse_secret
 from cube_mesh.identity.tokens import Issuer, Rejected, UnknownKey, Verified, verify_token
 from tests.identity.keys import (
-    AUDIENCE, ISSUER, NOW, b64, claims, ec_key, ed_key, jwk, jwks, public_pem, raw_token, rsa_key, token,
+    AUDIENCE,
+    ISSUER,
+    NOW,
+    b64,
+    claims,
+    ec_key,
+    ed_key,
+    jwk,
+    jwks,
+    public_pem,
+    raw_token,
+    rsa_key,
+    token,
 )  # fmt: skip
 
 RS = Issuer(ISSUER, AUDIENCE, frozenset({"RS256"}), 30.0)

@@ -93,9 +93,7 @@ class Mesh:
             self.settings, "spiffe://cube/proxy/p1", load_endpoints(), RouteTable(rules), {"agent": Target()},
             self.numbers, self.log.append, True, **common,
         )  # fmt: skip
-        self.chain: Chain = proxy_chain(
-            parts, self.authenticator, DomainAuthorizer(DOMAINS, load_roles()), self.sink
-        )
+        self.chain: Chain = proxy_chain(parts, self.authenticator, DomainAuthorizer(DOMAINS, load_roles()), self.sink)
 
 
 def channel(**changes: Any) -> ChannelAttestation:

@@ -1,4 +1,4 @@
-"""Who may do what: the endpoint table times the roles, two tenants with each other's keys, and the doors that are not."""
+"""Who may do what: the endpoint table times the roles, and two tenants with each other's keys."""
 
 from __future__ import annotations
 
@@ -204,7 +204,8 @@ def test_a_bad_endpoint_table_does_not_load(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[role.a]", "[role.a]\npermissions=[]", "[role.a]\npermissions=['*']", "[role.a]\npermissions=['p','p']"]
+    "text",
+    ["", "[role.a]", "[role.a]\npermissions=[]", "[role.a]\npermissions=['*']", "[role.a]\npermissions=['p','p']"],
 )
 def test_bad_roles_do_not_load(text: str) -> None:
     with pytest.raises(ConfigError):

@@ -28,7 +28,12 @@ class Point:
 
 
 BUILT_IN = {"a": 1, "b": 2}
-POINTS = [Point("mine", Stage("a")), Point("second", Stage("mine")), Point("lost", Stage("x")), Point("empty", object())]
+POINTS = [
+    Point("mine", Stage("a")),
+    Point("second", Stage("mine")),
+    Point("lost", Stage("x")),
+    Point("empty", object()),
+]
 POINTS += [Point("a", Stage("b"))]
 
 

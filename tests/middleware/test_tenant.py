@@ -7,7 +7,7 @@ import pytest
 from cube_mesh.endpoints import load_endpoints
 from cube_mesh.errors import ConfigError, PeerError
 from cube_mesh.middleware.tenant import Tenant
-from tests.middleware.fakes import A, CHAT, exchange
+from tests.middleware.fakes import CHAT, A, exchange
 
 TENANT = Tenant(load_endpoints())
 PREFIXED = Tenant(load_endpoints(), "/proxy")

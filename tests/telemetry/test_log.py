@@ -19,7 +19,6 @@ from cube_mesh.ports import Principal
 from cube_mesh.telemetry.log import FLUSH_S, LineWriter, NodeFormatter, setup
 from tests.middleware.fakes import A, end, exchange
 
-
 SECRET = "a tenant's " + "prompt"
 
 

@@ -51,7 +51,10 @@ def test_two_spans_one_trace() -> None:
 
 def test_times_are_those_of_the_exchange() -> None:
     client, server = BUILD.spans(passing := passed())
-    assert server.start_time == int(passing.started_wall * 1e9) or abs(server.start_time - passing.started_wall * 1e9) < 1e4
+    assert (
+        server.start_time == int(passing.started_wall * 1e9)
+        or abs(server.start_time - passing.started_wall * 1e9) < 1e4
+    )
     assert client.start_time - server.start_time == pytest.approx(1e8, abs=1e4)
     assert server.end_time - server.start_time == pytest.approx(2.5e8, abs=1e4)
 
