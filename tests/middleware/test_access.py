@@ -187,17 +187,37 @@ def test_two_tenants_and_each_others_keys(domain: str, key: str, status: int, co
     assert passing.error is not None and passing.error.code == code
 
 
+def row(method: str = "POST", path: str = "/a", permission: str = "p", more: str = "") -> str:
+    return f"[[endpoint]]\nmethod='{method}'\npath='{path}'\npermission='{permission}'\n{more}\n"
+
+
+def test_a_good_row_loads() -> None:
+    assert parse_endpoints(row() + row("GET") + row(path="/{a}/b")).find("GET", "/a") is not None
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "", "endpoint = []", "[[endpoint]]\nmethod='POST'\npath='/a'", "[[endpoint]]\nmethod='BREW'\npath='/a'\npermission='p'",
-        "[[endpoint]]\nmethod='POST'\npath='a'\npermission='p'", "[[endpoint]]\nmethod='POST'\npath='/a/../b'\npermission=''",
-        "[[endpoint]]\nmethod='POST'\npath='/a'\npermission='p'\nextra=1", "[[endpoint]]\nmethod='POST'\npath='/{a}x'\npermission='p'",
-        "[[endpoint]]\nmethod='POST'\npath='/a'\npermission='p'\n" * 2, "[[endpoint]]\nmethod='POST'\npath='/a'\npermission='P'",
-        "[[endpoint]]\nmethod='GET'\npath='/{a}'\npermission='p'\n[[endpoint]]\nmethod='GET'\npath='/{b}'\npermission='q'",
-        "[[endpoint]]\nmethod='POST'\npath='/a'\npermission='p'\nbody='xml'", "not toml",
+        "",
+        "not toml",
+        "endpoint = []",
+        "[[endpoint]]\nmethod='POST'\npath='/a'",
+        row(method="BREW"),
+        row(method="post"),
+        row(path="a"),
+        row(path=""),
+        row(path="/a//b"),
+        row(path="/a b"),
+        row(path="/{a}x"),
+        row(permission=""),
+        row(permission="P"),
+        row(permission="*"),
+        row(more="extra=1"),
+        row(more="body='xml'"),
+        row() * 2,
+        row(path="/{a}") + row(path="/{b}", permission="q"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_endpoint_table_does_not_load(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_endpoints(text)

@@ -56,7 +56,8 @@ def test_a_request_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "level"),
     [
-        ({}, "info"), ({"outcome": "cancelled", "status": 499}, "info"), ({"outcome": "refused", "status": 401}, "warn"),
+        ({}, "info"), ({"outcome": "cancelled", "status": 499}, "info"),
+        ({"outcome": "refused", "status": 401}, "warn"),
         ({"outcome": "failed", "status": 200}, "error"), ({"status": 500}, "error"), ({"status": 404}, "info"),
     ],
 )  # fmt: skip
