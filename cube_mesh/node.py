@@ -97,7 +97,7 @@ class Node:
         self._settings = settings
         unsafe = settings.unsafe_allow_simulated
         self._writer, json_lines = log.setup(settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=unsafe)
-        self._draining = False
+        self._phase = "starting"  # "" while the node may serve
         self._local: asyncio.Server | None = None
         self._role: NodeRole | None = None
         self._numbers = Metrics(domain.id for domain in settings.identity.domains)
@@ -121,7 +121,7 @@ class Node:
         if self._settings.unsafe_allow_simulated:
             _log.warning("unsafe_allow_simulated is on: simulated evidence is accepted; this node proves nothing")
         self._parts.sweeper.start(loop)
-        self._health.checks["node"] = lambda: "draining" if self._draining else ""
+        self._health.checks["node"] = lambda: self._phase
         role: NodeRole = ProxyRole(self._parts) if self._role_name == "proxy" else AgentRole(self._parts)
         self._role = role
         self._collector.gauge("cube_requests_in_flight", "Requests being served.", lambda: role.service.in_flight)
@@ -131,6 +131,7 @@ class Node:
         await self._listen_locally()
         await role.start()
         self._writer.start(loop)
+        self._phase = ""
         _log.info("%s is up", self._role_name)
 
     async def _listen_locally(self) -> None:
@@ -154,7 +155,7 @@ class Node:
         """Stop taking work, let what runs finish, cut what is left at the deadline or when ``now`` is set."""
         role = self._role
         assert role is not None
-        self._draining = True
+        self._phase = "draining"
         role.stop_listening()
         role.service.drain()
         loop = asyncio.get_running_loop()
