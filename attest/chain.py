@@ -92,14 +92,14 @@ def _issuer_of(
     certificate: x509.Certificate, candidates: Sequence[x509.Certificate], below: int
 ) -> x509.Certificate | None:
     for candidate in candidates:
-        if candidate.subject == certificate.issuer and _may_issue(candidate, below) and _signed(certificate, candidate):
+        if _signed(certificate, candidate) and _may_issue(candidate, below):
             return candidate
     return None
 
 
 @lru_cache(maxsize=256)
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether ``issuer`` signed ``certificate``: a fact about these bytes, so it may be remembered."""
+    """Whether ``issuer`` by name and key signed ``certificate``: a fact about these bytes, so it may be remembered."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):

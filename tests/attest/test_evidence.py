@@ -74,6 +74,16 @@ def test_refused_bytes(raw: bytes) -> None:
         decode_evidence(raw)
 
 
+def test_a_well_formed_collection_above_the_limit() -> None:
+    def sized(length: int) -> bytes:
+        return cbor_encode({**TYPE, 0: CLAIMS, 1: ["x", bytes(length)]})
+
+    overhead = len(sized(60_000)) - 60_000
+    assert decode_evidence(sized(MAX_EVIDENCE_BYTES - overhead)).parts[HARDWARE].media_type == "x"
+    with pytest.raises(MalformedEvidence, match="above"):
+        decode_evidence(sized(MAX_EVIDENCE_BYTES - overhead + 1))
+
+
 def test_encode_refuses_what_decode_refuses() -> None:
     with pytest.raises(ValueError, match="no part 7"):
         encode_evidence(Evidence(b"c", {7: Part("x", b"y")}))

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from attest.appraise import Verified, appraise
 from attest.attester import Collector, NoEvidence, evidence_for
 from attest.binding import Claims, Expected, Phase, Role, ak_report_data, data_hash, encode_claims
 from attest.errors import AppraisalFailed, AttestError, PolicyFormatError
@@ -31,8 +32,9 @@ from attest.evidence import (
     encode_evidence,
 )
 from attest.policy import EvidencePolicy, first_report_policy, parse_policy
+from attest.schemes.sev_snp.verify import verify_report
 from attest.schemes.vtpm.abi import Alg
-from attest.testkit.pki import name
+from attest.testkit.pki import name, simulated_roots
 from attest.testkit.snp import SimulatedSnpCollector, SnpPlatform
 from attest.testkit.tpm import SoftwareTpm
 from attest.verifier import Verifier, policy_from_result
@@ -93,6 +95,21 @@ def test_a_policy_made_in_one_process_fits_the_same_seed_in_another() -> None:
     raw = evidence_for(SimulatedSnpCollector(SEED), CLAIMS)
     Verifier(SNP_POLICY, allow_simulated=True).appraise(raw, EXPECTED, now=NOW)
     assert _codes(SNP_POLICY, evidence_for(SimulatedSnpCollector(b"other"), CLAIMS)) == ["measurement", "chip_id"]
+
+
+def test_confidential_is_said_of_real_hardware_without_debug_only() -> None:
+    """As if AMD had signed: the same verified report, with the mark of the simulation taken off."""
+
+    def confidential(simulated: bool, **fields: int) -> bool:
+        raw = SNP.platform.report(HASH + bytes(32), **fields)
+        report = verify_report(raw, [SNP.platform.leaf], NOW, simulated_roots())
+        report = msgspec.structs.replace(report, simulated=simulated)
+        verified = Verified(claims=CLAIMS, evidence_digest="", expires=NOW, report=report)
+        return appraise(verified, _rules(unsafe_allow_debug=True)).confidential
+
+    assert confidential(simulated=False)
+    assert not confidential(simulated=True)
+    assert not confidential(simulated=False, policy=0x30000 | 1 << 19)
 
 
 def _evidence(*parts: tuple[int, str, bytes], claims: bytes = b"") -> bytes:

@@ -129,6 +129,46 @@ def test_one_thing_wrong(name: str) -> None:
     assert caught.value.code == code, caught.value
 
 
+def _replaced(data: bytes, old: str, new: str) -> bytes:
+    assert data.count(bytes.fromhex(old)) == 1
+    return data.replace(bytes.fromhex(old), bytes.fromhex(new))
+
+
+# Signed by the AK itself, so that only the structure is wrong: count of banks, bitmap sizes, the "safe" flag.
+ONE_BANK = "00000001000b03830000"
+STRUCTURES = {
+    "no bitmap": _replaced(GOOD.attest, ONE_BANK, "00000001000b00"),
+    "bitmap of five bytes": _replaced(GOOD.attest, ONE_BANK, "00000001000b058300000000"),
+    "nine banks": _replaced(GOOD.attest, ONE_BANK, "00000009" + "".join(f"{bank:04x}03000000" for bank in range(9))),
+    "safe is 2": GOOD.attest.replace(bytes(8) + b"\x01", bytes(8) + b"\x02", 1),
+}
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_structures_that_no_tpm_writes(case: str) -> None:
+    attest = STRUCTURES[case]
+    assert attest != GOOD.attest
+    with pytest.raises(MalformedEvidence):
+        verify_quote(_signed(attest), HASH)
+
+
+RSA_TPM = SoftwareTpm(key=RSA_KEY)
+RSA_PART = decode_quote_part(RSA_TPM.quote(HASH))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("080000000000", "080000010003"), ("080000000000", "080000000003"), ("080000000000", "100000000000")],
+    ids=["exponent 65539", "exponent 3", "length that is not the modulus's"],
+)
+def test_rsa_parameters(old: str, new: str) -> None:
+    public = _replaced(RSA_PART.ak_public[:22], old, new) + RSA_PART.ak_public[22:]
+    body = encode_quote_part(QuotePart(RSA_PART.attest, RSA_PART.signature, public, RSA_PART.pcrs))
+    with pytest.raises(AttestError) as caught:
+        verify_quote(body, HASH)
+    assert caught.value.code == "ak_algorithm"
+
+
 def test_every_bit_of_the_quote_is_signed() -> None:
     """A flip anywhere in TPMS_ATTEST is refused: by structure, or by the signature, never later."""
     for at in range(len(GOOD.attest)):
