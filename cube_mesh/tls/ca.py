@@ -21,7 +21,7 @@ from cube_mesh.errors import ConfigError
 from cube_mesh.tls.identity import CLOCK_SKEW_S, EKU, LEAF_KEY_USAGE, TLS_ROLE, NodeRole, SpiffeId, parse_spiffe_id
 
 CA_CERT, CA_KEY = "ca.crt", "ca.key"
-MAX_LEAF_DAYS = 397
+MAX_DAYS: dict[NodeRole, int] = {"proxy": 397, "agent": 1}  # peers refuse an agent's leaf of more than 24 h
 
 
 class IssuedFiles(NamedTuple):
@@ -60,10 +60,11 @@ def issue_leaf(
 ) -> IssuedFiles:
     """Issue ``spiffe://<trust-domain>/<role>/<node_id>`` with a new key as ``<role>-<node_id>.crt`` and ``.key``.
 
-    The trust domain is the CA's. ``days`` is 1 to 397, and the CA's own end the latest. Raises ConfigError.
+    The trust domain is the CA's. ``days`` is 1 to 397 (agent: 1), the CA's own end the latest. Raises ConfigError.
     """
-    if not 1 <= days <= MAX_LEAF_DAYS:
-        raise ConfigError(f"a leaf is valid for 1 to {MAX_LEAF_DAYS} days, not {days}", key="days")
+    longest = MAX_DAYS[role]
+    if not 1 <= days <= longest:
+        raise ConfigError(f"the leaf of a role {role} node is valid for 1 to {longest} days, not {days}", key="days")
     ca_certificate, ca_key = _load_ca(Path(ca_dir))
     spiffe_id = _spiffe_id(_trust_domain_of(ca_certificate), role, node_id)
     key = ec.generate_private_key(ec.SECP256R1())

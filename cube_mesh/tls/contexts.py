@@ -35,8 +35,7 @@ class HandshakeNotes:
 def make_context(leaf: Leaf, *, server: bool) -> SSL.Context:
     """A context for ``leaf``; make a new one when the leaf rotates. The ALPN choice of a client is per connection."""
     context = SSL.Context(SSL.TLS_SERVER_METHOD if server else SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(SSL.TLS1_3_VERSION)
-    context.set_max_proto_version(SSL.TLS1_3_VERSION)
+    require_tls13(context)
     context.set_tls13_ciphersuites(SUITES)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # an idle connection gives its 34 KiB back
     forbid_resumption(context)
@@ -48,6 +47,12 @@ def make_context(leaf: Leaf, *, server: bool) -> SSL.Context:
     if server:
         context.set_alpn_select_callback(_select_protocol)
     return context
+
+
+def require_tls13(context: SSL.Context) -> None:
+    """TLS 1.3 and no other version, as minimum and as maximum."""
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_max_proto_version(SSL.TLS1_3_VERSION)
 
 
 def forbid_resumption(context: SSL.Context) -> None:

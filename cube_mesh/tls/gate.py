@@ -208,7 +208,7 @@ class Gate:
             role=peer_role(self.plan.role),
             phase=Phase.PASSPORT,
             node_id=str(self.peer.spiffe_id),
-            spki_hash=self.peer.spki_hash,
+            spki_hash=expected_key(self.peer),
         )
         return [Appraise(identity.passport_of(self.peer), expected, self.plan.policy)]
 
@@ -264,13 +264,14 @@ class Gate:
         facts, peer, sender = self._facts, self.peer, peer_role(self.plan.role)
         keys = exported_keys(facts.exporter, facts.suite, sender)
         authenticator = validate_authenticator(keys, self._request, peer.der, body)
+        attester = expected_role(self.plan.role)
         expected = Expected(
-            role=sender,
+            role=attester,
             phase=Phase.POST_HANDSHAKE,
             node_id=str(peer.spiffe_id),
-            spki_hash=peer.spki_hash,
+            spki_hash=expected_key(peer),
             nonce=self.plan.nonce,
-            channel_binding=channel_binding(facts.exporter, sender, self.plan.nonce, self._leaf_hashes),
+            channel_binding=channel_binding(facts.exporter, attester, self.plan.nonce, self._leaf_hashes),
             peer_spki_hash=facts.leaf.spki_hash,
         )
         self.state = State.APPRAISE
@@ -393,8 +394,19 @@ def check_no_early_data(buffered: int) -> None:
 
 
 def peer_role(own: Role) -> Role:
-    """The role whose label and claims the peer must use: never our own, so nothing of ours can be sent back to us."""
+    """The TLS role of the other end."""
     return Role.SERVER if own is Role.CLIENT else Role.CLIENT
+
+
+def expected_role(own: Role) -> Role:
+    """The role in the claims and the exporter label of the peer's evidence: never our own, so that nothing that we
+    would send can be sent back to us."""
+    return peer_role(own)
+
+
+def expected_key(peer: PeerLeaf) -> bytes:
+    """The key that the evidence must name is the one that terminates TLS here, not one that the peer tells us of."""
+    return peer.spki_hash
 
 
 def leaf_hashes(own: Role, own_der: bytes, peer_der: bytes) -> tuple[bytes, bytes]:

@@ -203,7 +203,7 @@ def check_validity(peer: PeerLeaf, now: float) -> None:
     """Valid now (60 s of skew before, none after), and an agent's leaf for at most 24 h."""
     if not peer.not_before - CLOCK_SKEW_S <= now < peer.not_after:
         raise Refusal("leaf_expired", f"valid {peer.not_before:.0f} to {peer.not_after:.0f}, now {now:.0f}")
-    if peer.spiffe_id.role == "agent" and peer.not_after - peer.not_before > MAX_AGENT_LEAF_S:
+    if peer.spiffe_id.role == "agent" and peer.not_after - peer.not_before > MAX_AGENT_LEAF_S + CLOCK_SKEW_S:
         raise Refusal("leaf_expired", "an agent's leaf that is valid for more than 24 h")
 
 

@@ -193,7 +193,7 @@ def test_validity(offset: int, accepted: bool) -> None:
 
 
 def test_an_agents_leaf_may_not_live_long() -> None:
-    refused("leaf_expired", lambda: check_validity(peer(lifetime=timedelta(days=2)), NOW.timestamp() + 1))
+    refused("leaf_expired", lambda: check_validity(peer(lifetime=timedelta(days=1, seconds=61)), NOW.timestamp() + 1))
     proxy = peer([uri("spiffe://cube/proxy/p1")], usages=[CLIENT_AUTH], lifetime=timedelta(days=90))
     check_validity(proxy, NOW.timestamp() + 1)
 
@@ -243,7 +243,7 @@ def test_what_the_ca_issues_ends_in_it(mesh: Path, tmp_path: Path) -> None:
     assert str(seen.spiffe_id) == "spiffe://cube/proxy/p1"
     check_role(seen, Role.CLIENT)
     check_chain(seen, (), roots, NOW.timestamp() + 1)
-    check_role(_issued(mesh, tmp_path, "agent", "a1"), Role.SERVER)
+    check_role(_issued(mesh, tmp_path, "agent", "a1", days=1), Role.SERVER)
 
 
 def test_old_and_new_root_side_by_side(mesh: Path, tmp_path: Path) -> None:
@@ -309,7 +309,8 @@ def test_modes_and_nothing_overwritten(mesh: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "node_id", "days"), [("proxy", "a/b", 1), ("proxy", "", 1), ("proxy", "p1", 0), ("agent", "a1", 398)]
+    ("role", "node_id", "days"),
+    [("proxy", "a/b", 1), ("proxy", "", 1), ("proxy", "p1", 0), ("proxy", "p1", 398), ("agent", "a1", 2)],
 )
 def test_what_the_ca_does_not_issue(mesh: Path, tmp_path: Path, role: Any, node_id: str, days: int) -> None:
     with pytest.raises(ConfigError):
