@@ -2,11 +2,11 @@
 
 The files, in the order in which a request meets them (import contracts in ``pyproject.toml`` hold them to it):
 
-start-up:   ``cli`` → ``config`` → ``settings`` → ``node`` (the one file that knows all parts)
-bytes in:   ``tls`` → ``connection`` (with ``bodies``, ``deadlines``) → ``_fastpath`` → ``message``
+start-up:   ``cli`` → ``config`` → ``config_rules`` → ``node`` → ``proxy`` or ``agent`` (these: the composition root)
+bytes in:   ``listener`` → ``tls`` → ``connection`` (with ``bodies``, ``deadlines``) → ``_fastpath`` → ``message``
 the chain:  ``exchange`` → ``middleware`` (``CHAIN`` is the order) through ``ports``
-bytes out:  ``routes`` → ``upstream`` (with ``hops``, ``connectors``) → ``_fastpath`` → ``connection``
-adapters:   ``identity``, ``audit``, ``telemetry``, ``keeper``, ``health`` implement ports and are imported by ``node`` alone
+bytes out:  ``routes`` → ``targets`` → ``upstream`` (with ``hops``, ``connectors``) → ``_fastpath`` → ``connection``
+adapters:   ``identity``, ``authz``, ``audit``, ``telemetry``, ``keeper`` implement ports; only that root knows them
 evidence:   ``keeper`` and ``tls`` are the only callers of the library ``attest``
 """
 

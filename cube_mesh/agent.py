@@ -6,8 +6,8 @@ import asyncio
 
 from cube_mesh.connection import Service
 from cube_mesh.errors import ConfigError
+from cube_mesh.keeper import keeper_from_settings
 from cube_mesh.listener import bind, is_loopback
-from cube_mesh.mesh import build_keeper
 from cube_mesh.middleware import agent_chain
 from cube_mesh.parts import Parts, route_table
 from cube_mesh.targets import build_targets
@@ -26,7 +26,7 @@ class AgentRole:
             raise ConfigError("simulated evidence is served on loopback only", key="listen.host")
         self._parts = parts
         self._server: asyncio.Server | None = None
-        self._keeper = build_keeper("agent", settings)
+        self._keeper = keeper_from_settings(settings, "agent")
         self._targets = build_targets(settings.upstreams, settings.timeouts, settings.limits, parts.sweeper, None)
         self._export = parts.export()
         routes = route_table(settings.routes, settings.upstreams)

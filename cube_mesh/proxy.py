@@ -8,9 +8,8 @@ from cube_mesh.audit import FileSink
 from cube_mesh.authz import DomainAuthorizer, load_roles
 from cube_mesh.connection import Service
 from cube_mesh.identity import build_authenticator
-from cube_mesh.keeper import Keeper
+from cube_mesh.keeper import Keeper, keeper_from_settings
 from cube_mesh.listener import bind_plain
-from cube_mesh.mesh import build_keeper
 from cube_mesh.middleware import proxy_chain
 from cube_mesh.parts import Parts, route_table
 from cube_mesh.ports import Connector
@@ -33,7 +32,7 @@ class ProxyRole:
         self._server: asyncio.Server | None = None
         self._keeper: Keeper | None = None
         if any(split_url(upstream)[0] == "atls" for upstream in settings.upstreams):
-            self._keeper = build_keeper("proxy", settings)
+            self._keeper = keeper_from_settings(settings, "proxy")
         self._authenticator = build_authenticator(settings.identity)
         authorizer = DomainAuthorizer(settings.identity.domains, load_roles(settings.authz.roles_file))
         self._targets = build_targets(

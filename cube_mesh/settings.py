@@ -139,7 +139,7 @@ class Authz(Section, frozen=True, kw_only=True):
 
 class Audit(Section, frozen=True, kw_only=True):
     path: str = "var/audit.jsonl"  # JSON lines, appended
-    durability: Literal["write"] = "write"  # "write": written to the kernel before the last byte of the answer is released
+    durability: Literal["write"] = "write"  # written to the kernel before an answer's last byte leaves
 
 
 class Log(Section, frozen=True, kw_only=True):
@@ -186,7 +186,7 @@ class Attestation(Section, frozen=True, kw_only=True):
 
 
 class Settings(Section, frozen=True, kw_only=True):
-    unsafe_allow_simulated: bool = False  # development only: simulated evidence passes, loopback only, marked everywhere
+    unsafe_allow_simulated: bool = False  # development: simulated evidence passes, on loopback, marked everywhere
     listen: Listen = Listen()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
