@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ from cube_mesh.errors import CubeMeshError, DependencyError, FramingError, Inter
 from cube_mesh.exchange import Exchange
 from cube_mesh.hops import TO_CLIENT
 from cube_mesh.message import REASONS, Response, error_frame, error_response
-from cube_mesh.ports import Transport
+from cube_mesh.ports import Done, Transport
 from cube_mesh.settings import Limits, Timeouts
 from cube_mesh.upstream import UpstreamConnection
 
@@ -39,7 +40,7 @@ _LINGER_S = 2.0
 
 class Chain(Protocol):
     def enter(self, exchange: Exchange) -> Response | None | Awaitable[Response | None]: ...
-    def leave(self, exchange: Exchange) -> None | Awaitable[None]: ...
+    def leave(self, exchange: Exchange, done: Done) -> None: ...
 
 
 class Service:
@@ -551,26 +552,13 @@ class Downstream(asyncio.Protocol):
         if self._usage is not None:
             exchange.input_tokens, exchange.output_tokens = self._usage.tokens()
             self._usage = None
-        try:
-            waiting = self._service.chain.leave(exchange)
-        except CubeMeshError as error:
-            self._not_audited(exchange, error)
-            return
-        if waiting is None:
+        self._service.chain.leave(exchange, partial(self._recorded, exchange, out, cut))
+
+    def _recorded(self, exchange: Exchange, out: bytes | None, cut: bool, error: CubeMeshError | None) -> None:
+        if error is None:
             self._release(out, cut=cut)
         else:
-            self._task = asyncio.get_running_loop().create_task(self._await_leave(exchange, waiting, out, cut))
-
-    async def _await_leave(
-        self, exchange: Exchange, waiting: Awaitable[None], out: bytes | None, cut: bool
-    ) -> None:
-        try:
-            await waiting
-        except CubeMeshError as error:
             self._not_audited(exchange, error)
-            return
-        self._task = None
-        self._release(out, cut=cut)
 
     def _not_audited(self, exchange: Exchange, error: CubeMeshError) -> None:
         """What is not on record is not answered."""

@@ -114,11 +114,6 @@ class Keeper:
 
     @property
     def has_leaf(self) -> bool:
-        """For readiness: whether ``leaf`` would give one."""
-        return self._leaf is not None and self._leaf.not_after > self._clock()
-
-    @property
-    def has_leaf(self) -> bool:
         """Whether ``leaf`` would give one: a node's readiness."""
         return self._leaf is not None and self._leaf.not_after > self._clock()
 

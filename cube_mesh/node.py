@@ -26,6 +26,7 @@ from cube_mesh.health import Health
 from cube_mesh.listener import bind
 from cube_mesh.message import Response, error_response
 from cube_mesh.parts import Parts
+from cube_mesh.ports import Done
 from cube_mesh.proxy import ProxyRole
 from cube_mesh.settings import Settings
 from cube_mesh.telemetry import log
@@ -185,5 +186,5 @@ class NothingHere:
     def enter(self, exchange: Exchange) -> Response:
         return error_response(PeerError("not_found", "There is nothing here.", status=404))
 
-    def leave(self, exchange: Exchange) -> None:
-        return None
+    def leave(self, exchange: Exchange, done: Done) -> None:
+        done(None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import msgspec
 
 if TYPE_CHECKING:
+    from cube_mesh.errors import CubeMeshError
     from cube_mesh.exchange import Exchange
     from cube_mesh.message import Response
     from cube_mesh.upstream import UpstreamConnection
@@ -24,11 +25,13 @@ __all__ = [
     "AuditSink",
     "ChannelAttestation",
     "Connector",
+    "Done",
     "Endpoint",
     "Gate",
     "Grant",
     "Observer",
     "Principal",
+    "Recording",
     "Route",
     "RouteSource",
     "Target",
@@ -119,13 +122,23 @@ class Gate(Protocol):
     def enter(self, exchange: Exchange) -> Verdict | Awaitable[Verdict]: ...
 
 
-class Observer(Protocol):
-    """A stage that sees every exchange end, however it ended. ``leave`` must not raise and must not wait long.
+Done: TypeAlias = "Callable[[CubeMeshError | None], None]"
+"""Called once when something is over: with None when it worked."""
 
-    An awaitable means that the answer's last byte waits for it (a durable audit event).
+
+class Recording(Protocol):
+    """An event on its way to the trail: ``then`` is called once, at once, and ``done`` when the event is on record."""
+
+    def then(self, done: Done) -> None: ...
+
+
+class Observer(Protocol):
+    """A stage that sees every exchange end, however it ended. ``leave`` must not raise and does not wait.
+
+    A Recording means that the observers behind this one, and the answer's last byte, wait until it is done.
     """
 
-    def leave(self, exchange: Exchange) -> None | Awaitable[None]: ...
+    def leave(self, exchange: Exchange) -> Recording | None: ...
 
 
 class Authenticator(Protocol):
@@ -141,9 +154,11 @@ class Authorizer(Protocol):
 
 
 class AuditSink(Protocol):
-    """Takes one encoded event (a JSON object and a newline). None = as durable as configured, now; else await it."""
+    """Takes one encoded event (a JSON object and a newline). The Recording is done when the event is as durable as
+    configured; None = it is already. Raises DependencyError when it cannot be taken.
+    """
 
-    def append(self, event: bytes) -> None | Awaitable[None]: ...
+    def append(self, event: bytes) -> Recording | None: ...
 
     def close(self) -> None: ...
 

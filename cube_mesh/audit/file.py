@@ -1,20 +1,26 @@
-"""The audit trail as a file of JSON lines: one write(2) per event, before the answer's last byte is released.
+"""The audit trail as a file of JSON lines, written before the answer's last byte is released.
 
+The events of one turn of the event loop share one write(2): it happens when the turn's reads are done, and only then
+are the answers of these requests released. Nothing waits for a timer.
 ``durability = "write"``: an event survives the death of the process, not of the kernel. A line is in the file whole
 or not at all: what a full disk cut short is taken back, and what a crash cut short is moved aside at the next start.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from logging import getLogger
 from pathlib import Path
 
 from cube_mesh.errors import ConfigError, DependencyError
+from cube_mesh.ports import Done, Recording
 from cube_mesh.settings import Audit
+from cube_mesh.text import describe
 
 _BLOCK = 65_536
 _log = getLogger("cube_mesh.audit")
@@ -22,13 +28,15 @@ _UNAVAILABLE = "The audit trail cannot be written, so the request was not answer
 
 
 class FileSink:
-    """An ``AuditSink``. ``recovered`` is how many bytes of a torn line were moved to ``<path>.torn`` at the start.
+    """An ``AuditSink``, and the Recording of what it was given last. ``recovered`` is how many bytes of a torn line
+    were moved to ``<path>.torn`` at the start.
 
-    ``append`` raises DependencyError 503 ``audit_unavailable`` when the event is not in the file; then no part of it
-    is.
+    A Recording ends with DependencyError 503 ``audit_unavailable`` when its event is not in the file; then no part of
+    it is.
     """
 
-    def __init__(self, settings: Audit) -> None:
+    def __init__(self, settings: Audit, soon: Callable[[Callable[[], None]], object] | None = None) -> None:
+        """``soon`` arranges the flush of a turn; by default the running loop's ``call_soon``."""
         path = Path(settings.path)
         try:
             self._fd = _open(path)
@@ -42,28 +50,54 @@ class FileSink:
         if self.recovered:
             _log.warning("the last line of %s was torn; its %d bytes are in %s.torn", path, self.recovered, path)
         self._torn = 0  # bytes of an unfinished line at the end of the file
+        self._soon = soon or _call_soon
+        self._events: list[bytes] = []
+        self._waiting: list[Done] = []
         self.written = 0
         self.failed = 0
 
-    def append(self, event: bytes) -> None:
-        """Write one line. Python restarts an interrupted write by itself (PEP 475)."""
-        try:
-            if self._torn:
-                self._take_back()
-            taken = os.write(self._fd, event)
-            if taken != len(event):
-                self._rest(event, taken)
-        except OSError as error:
-            self.failed += 1
-            raise _unavailable(error) from None
-        self.written += 1
+    def append(self, event: bytes) -> Recording:
+        """Take one event; it is written in this turn of the running loop."""
+        if not self._events:
+            self._soon(self.flush)
+        self._events.append(event)
+        return self
 
-    def _rest(self, event: bytes, taken: int) -> None:
+    def then(self, done: Done) -> None:
+        self._waiting.append(done)
+
+    def flush(self) -> None:
+        """Write what was appended since the last time, and say so to who waits."""
+        events, self._events = self._events, []
+        waiting, self._waiting = self._waiting, []
+        refusal: DependencyError | None = None
+        if events:
+            try:
+                self._write(b"".join(events))
+                self.written += len(events)
+            except OSError as error:
+                self.failed += len(events)
+                refusal = _unavailable(error)
+        for done in waiting:
+            try:
+                done(refusal)
+            except Exception as error:
+                _log.error("an exchange could not be finished: %s", describe(error))
+
+    def _write(self, lines: bytes) -> None:
+        """All or nothing. Python restarts an interrupted write by itself (PEP 475)."""
+        if self._torn:
+            self._take_back()
+        taken = os.write(self._fd, lines)
+        if taken != len(lines):
+            self._rest(lines, taken)
+
+    def _rest(self, lines: bytes, taken: int) -> None:
         """The file took a part. Write the rest, or take the part back, so that no half line stays."""
         self._torn = taken
         try:
-            while self._torn < len(event):
-                taken = os.write(self._fd, event[self._torn :])
+            while self._torn < len(lines):
+                taken = os.write(self._fd, lines[self._torn :])
                 if taken == 0:
                     raise OSError(errno.EIO, "nothing written")
                 self._torn += taken
@@ -82,8 +116,13 @@ class FileSink:
         return {"written": self.written, "failed": self.failed}
 
     def close(self) -> None:
+        self.flush()
         os.fsync(self._fd)
         os.close(self._fd)
+
+
+def _call_soon(flush: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_soon(flush)
 
 
 def _open(path: Path) -> int:

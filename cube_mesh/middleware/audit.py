@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-
 from cube_mesh.audit.event import EventWriter
 from cube_mesh.errors import CubeMeshError, InternalError
 from cube_mesh.exchange import Exchange
-from cube_mesh.ports import AuditSink
+from cube_mesh.ports import AuditSink, Recording
 
 
 class Audit:
@@ -19,7 +17,7 @@ class Audit:
         self._line = writer.line
         self._append = sink.append
 
-    def leave(self, exchange: Exchange) -> None | Awaitable[None]:
+    def leave(self, exchange: Exchange) -> Recording | None:
         try:
             return self._append(self._line(exchange))
         except CubeMeshError:

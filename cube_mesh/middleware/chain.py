@@ -13,13 +13,29 @@ from typing import Any, TypeAlias
 from cube_mesh.errors import CubeMeshError, InternalError, PeerError, PolicyError
 from cube_mesh.exchange import Exchange
 from cube_mesh.message import Response, error_response
+from cube_mesh.ports import Done, Recording
 from cube_mesh.text import describe
 
 Verdict: TypeAlias = Response | None
 Enter: TypeAlias = Callable[[Exchange], Verdict | Awaitable[Verdict]]
-Leave: TypeAlias = Callable[[Exchange], None | Awaitable[None]]
+Leave: TypeAlias = Callable[[Exchange], Recording | None]
 _MISTAKE = "The server made a mistake."
 _log = getLogger("cube_mesh.chain")
+
+
+class Rest:
+    """What follows when a Recording is done: the observers behind it, then ``done``."""
+
+    __slots__ = ("_at", "_chain", "_done", "_exchange", "_refusal")
+
+    def __init__(self, chain: Chain, exchange: Exchange, at: int, refusal: CubeMeshError | None, done: Done) -> None:
+        self._chain, self._exchange, self._at, self._refusal, self._done = chain, exchange, at, refusal, done
+
+    def __call__(self, error: CubeMeshError | None) -> None:
+        refusal = self._refusal
+        if error is not None:
+            refusal = self._chain._observer_failed(self._exchange, self._at - 1, error) or refusal
+        self._chain._leave_from(self._exchange, self._at, refusal, self._done)
 
 
 class Chain:
@@ -75,43 +91,32 @@ class Chain:
 
     # -- observers
 
-    def leave(self, exchange: Exchange) -> None | Awaitable[None]:
-        """Run every observer. A second call for the same exchange does nothing: whoever ended it first has recorded it.
+    def leave(self, exchange: Exchange, done: Done) -> None:
+        """Run every observer, then call ``done`` once: with None, or with the CubeMeshError of an observer (audit: what
+        is not on record is not answered). In the common case that is before this returns.
 
-        Raises the CubeMeshError of an observer (audit: what is not on record is not answered) after the others have
-        run.
+        A second call for the same exchange runs nothing: whoever ended it first has recorded it.
         """
         if exchange.left:
-            return None
+            done(None)
+            return
         exchange.left = True
         self.in_flight -= 1
-        refusal: CubeMeshError | None = None
-        for index, observer in enumerate(self._observers):
-            try:
-                waiting = observer(exchange)
-            except Exception as error:
-                refusal = self._observer_failed(exchange, index, error) or refusal
-                continue
-            if waiting is not None:
-                return self._leave_rest(exchange, index, waiting, refusal)
-        if refusal is not None:
-            raise refusal
-        return None
+        self._leave_from(exchange, 0, None, done)
 
-    async def _leave_rest(
-        self, exchange: Exchange, index: int, waiting: Awaitable[None], refusal: CubeMeshError | None
-    ) -> None:
-        pending: Awaitable[None] | None = waiting
-        for at in range(index, len(self._observers)):
+    def _leave_from(self, exchange: Exchange, at: int, refusal: CubeMeshError | None, done: Done) -> None:
+        observers = self._observers
+        while at < len(observers):
             try:
-                if at != index:
-                    pending = self._observers[at](exchange)
-                if pending is not None:
-                    await pending
+                recording = observers[at](exchange)
             except Exception as error:
                 refusal = self._observer_failed(exchange, at, error) or refusal
-        if refusal is not None:
-            raise refusal
+                recording = None
+            at += 1
+            if recording is not None:
+                recording.then(Rest(self, exchange, at, refusal, done))
+                return
+        done(refusal)
 
     def _observer_failed(self, exchange: Exchange, index: int, error: Exception) -> CubeMeshError | None:
         if isinstance(error, CubeMeshError):

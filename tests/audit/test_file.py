@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
@@ -14,36 +15,85 @@ from typing import Any
 import pytest
 
 from cube_mesh.audit.file import FileSink
-from cube_mesh.errors import ConfigError, DependencyError
+from cube_mesh.errors import ConfigError, CubeMeshError, DependencyError
 from cube_mesh.settings import Audit
 
 LINE = b'{"n":1}\n'
 
 
 def sink(path: Path) -> FileSink:
-    return FileSink(Audit(path=str(path)))
+    """One whose turns end when ``record`` says so."""
+    return FileSink(Audit(path=str(path)), soon=lambda flush: None)
+
+
+def record(made: FileSink, *lines: bytes) -> list[CubeMeshError | None]:
+    """One turn of the loop: these events, one write. How each ended; raises the refusal if all were refused."""
+    ends: list[CubeMeshError | None] = []
+    for line in lines:
+        made.append(line).then(ends.append)
+    assert not ends
+    made.flush()
+    if all(isinstance(end, CubeMeshError) for end in ends):
+        raise ends[0]  # type: ignore[misc]
+    return ends
 
 
 def test_the_file_and_its_folder_are_ours_alone(tmp_path: Path) -> None:
     path = tmp_path / "var" / "deep" / "audit.jsonl"
     made = sink(path)
-    made.append(LINE)
+    record(made, LINE)
     made.close()
     assert path.read_bytes() == LINE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_lines_are_there_when_append_returns_and_follow_what_was(tmp_path: Path) -> None:
+def test_lines_are_there_when_they_are_said_to_be_and_follow_what_was(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"{}\n")
     path.chmod(0o644)
     made = sink(path)
-    made.append(LINE)
+    record(made, LINE)
     assert path.read_bytes() == b"{}\n" + LINE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert (made.written, made.failed, made.recovered) == (1, 0, 0)
     made.close()
+
+
+def test_the_events_of_a_turn_share_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, written = sink(tmp_path / "a"), []
+    real = os.write
+    monkeypatch.setattr("cube_mesh.audit.file.os.write", lambda fd, data: written.append(data) or real(fd, data))
+    assert record(made, b"1\n", b"2\n", b"3\n") == [None] * 3
+    assert written == [b"1\n2\n3\n"]
+
+
+async def test_a_turn_of_the_running_loop(tmp_path: Path) -> None:
+    made, ends = FileSink(Audit(path=str(tmp_path / "a"))), []
+    for _ in range(2):
+        made.append(LINE).then(ends.append)
+    assert (tmp_path / "a").read_bytes() == b"" and not ends
+    await asyncio.sleep(0)
+    assert (tmp_path / "a").read_bytes() == LINE * 2 and ends == [None, None]
+
+
+def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
+    made, ends = sink(tmp_path / "a"), []
+    made.append(LINE).then(ends.append)
+    made.close()
+    assert (tmp_path / "a").read_bytes() == LINE and ends == [None]
+
+
+def test_a_bug_in_one_exchange_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    made, ends = sink(tmp_path / "a"), []
+
+    def bug(error: CubeMeshError | None) -> None:
+        raise ValueError
+
+    made.append(LINE).then(bug)
+    made.append(LINE).then(ends.append)
+    made.flush()
+    assert ends == [None]
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
@@ -82,7 +132,7 @@ def test_a_torn_last_line_is_moved_aside(tmp_path: Path, before: bytes, kept: by
     made = sink(path)
     torn = before[len(kept) :]
     assert made.recovered == len(torn)
-    made.append(LINE)
+    record(made, LINE)
     made.close()
     assert path.read_bytes() == kept + LINE
     assert aside.exists() == bool(torn)
@@ -121,8 +171,8 @@ def test_a_write_that_takes_a_part_is_finished(
 ) -> None:
     made = sink(tmp_path / "a")
     Disk(monkeypatch, *script)
-    made.append(LINE)
-    made.append(LINE)
+    record(made, LINE)
+    record(made, LINE)
     assert (tmp_path / "a").read_bytes() == LINE * 2
 
 
@@ -131,13 +181,13 @@ def test_a_write_that_fails_is_a_refusal_and_leaves_no_half_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: tuple[int | str, ...]
 ) -> None:
     made = sink(tmp_path / "a")
-    made.append(LINE)
+    record(made, LINE)
     Disk(monkeypatch, *script)
     with pytest.raises(DependencyError) as caught:
-        made.append(LINE)
+        record(made, LINE)
     assert (caught.value.code, caught.value.status) == ("audit_unavailable", 503)
     assert (tmp_path / "a").read_bytes() == LINE
-    made.append(LINE)  # the disk has room again
+    record(made, LINE)  # the disk has room again
     assert (tmp_path / "a").read_bytes() == LINE * 2
     assert (made.written, made.failed) == (2, 1)
 
@@ -158,9 +208,9 @@ def test_a_half_line_that_cannot_be_taken_back_blocks_until_it_can(
     monkeypatch.setattr("cube_mesh.audit.file.os.ftruncate", ftruncate)
     for _ in range(2):
         with pytest.raises(DependencyError):
-            made.append(LINE)
+            record(made, LINE)
     broken = False
-    made.append(LINE)
+    record(made, LINE)
     assert (tmp_path / "a").read_bytes() == LINE
 
 
@@ -171,14 +221,14 @@ import resource
 from cube_mesh.audit.file import FileSink
 from cube_mesh.errors import DependencyError
 from cube_mesh.settings import Audit
-sink = FileSink(Audit(path={str(tmp_path / "a")!r}))
+sink = FileSink(Audit(path={str(tmp_path / "a")!r}), soon=lambda flush: None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 refused = 0
 for n in range(200):
-    try:
-        sink.append(b'{{"n":%03d}}\\n' % n)
-    except DependencyError:
-        refused += 1
+    ends = []
+    sink.append(b'{{"n":%03d}}\\n' % n).then(ends.append)
+    sink.flush()
+    refused += isinstance(ends[0], DependencyError)
 print(sink.written, refused)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

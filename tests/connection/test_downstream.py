@@ -8,7 +8,9 @@ import json
 import pytest
 
 from cube_mesh.errors import DependencyError
+from cube_mesh.exchange import Exchange
 from cube_mesh.message import Response
+from cube_mesh.ports import Done
 from cube_mesh.settings import Limits
 from tests.connection.wire import OTHER, Rig, settle
 
@@ -172,7 +174,12 @@ async def test_a_stream_for_an_old_client_ends_with_the_connection() -> None:
 async def test_the_event_is_written_before_the_last_byte() -> None:
     rig = Rig()
     order: list[bytes] = []
-    rig.chain.on_leave = lambda exchange: order.append(rig.wire.take())
+
+    def record(exchange: Exchange, done: Done) -> None:
+        order.append(rig.wire.take())
+        done(None)
+
+    rig.chain.on_leave = record
     await rig.send(POST)
     await rig.answer(SSE + b"9\r\ndata: 1\n\n\r\n", b"0\r\n\r\n")
     assert order[0].endswith(b"data: 1\n\n\r\n") and rig.wire.sent == b"0\r\n\r\n"
@@ -180,29 +187,25 @@ async def test_the_event_is_written_before_the_last_byte() -> None:
 
 async def test_an_answer_waits_for_a_durable_event() -> None:
     rig = Rig()
-    durable = asyncio.Event()
-    rig.chain.on_leave = lambda exchange: durable.wait()  # type: ignore[assignment,return-value]
+    waiting: list[Done] = []
+    rig.chain.on_leave = lambda exchange, done: waiting.append(done)
     await rig.send(POST)
     await rig.answer(OK)
     assert rig.wire.sent == b""
-    durable.set()
-    await settle()
+    waiting[0](None)
     assert rig.wire.sent == ANSWER
 
 
 @pytest.mark.parametrize("later", [False, True])
 async def test_what_is_not_on_record_is_not_answered(later: bool) -> None:
     rig = Rig()
-
-    def full(exchange: object) -> None:
-        raise DependencyError("audit_unavailable", "Not now.", status=503)
-
-    async def full_later() -> None:
-        full(None)
-
-    rig.chain.on_leave = (lambda exchange: full_later()) if later else full
+    waiting: list[Done] = []
+    full = DependencyError("audit_unavailable", "Not now.", status=503)
+    rig.chain.on_leave = lambda exchange, done: waiting.append(done) if later else done(full)
     await rig.send(POST)
     await rig.answer(OK)
+    for done in waiting:
+        done(full)
     assert error_of(rig.wire.sent)["code"] == "audit_unavailable" and rig.wire.closed
     assert USAGE not in rig.wire.sent
 
@@ -283,13 +286,12 @@ async def test_a_client_that_leaves_while_we_connect() -> None:
 
 async def test_a_client_that_leaves_while_its_event_is_made_durable() -> None:
     rig = Rig()
-    durable = asyncio.Event()
-    rig.chain.on_leave = lambda exchange: durable.wait()  # type: ignore[assignment,return-value]
+    waiting: list[Done] = []
+    rig.chain.on_leave = lambda exchange, done: waiting.append(done)
     await rig.send(POST)
     await rig.answer(OK)
     rig.down.connection_lost(None)
-    durable.set()
-    await settle()
+    waiting[0](None)
     assert rig.ended.outcome == "completed" and not rig.up.aborted
 
 

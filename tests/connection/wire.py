@@ -11,7 +11,7 @@ from cube_mesh.deadlines import Sweeper
 from cube_mesh.exchange import Exchange
 from cube_mesh.hops import Hop
 from cube_mesh.message import Response
-from cube_mesh.ports import Endpoint
+from cube_mesh.ports import Done, Endpoint
 from cube_mesh.settings import Limits, Timeouts
 from cube_mesh.settings import Pool as PoolSettings
 from cube_mesh.upstream import Pool, UpstreamConnection
@@ -92,7 +92,7 @@ class Steps:
         self.hop, self.endpoint = hop, endpoint
         self.ended: list[Exchange] = []
         self.verdict: Response | None | Awaitable[Response | None] = None
-        self.on_leave: Callable[[Exchange], None | Awaitable[None]] = lambda exchange: None
+        self.on_leave: Callable[[Exchange, Done], None] = lambda exchange, done: done(None)
 
     def enter(self, exchange: Exchange) -> Response | None | Awaitable[Response | None]:
         exchange.request_id = "r1"
@@ -102,9 +102,9 @@ class Steps:
         exchange.target = self.hop
         return self.verdict
 
-    def leave(self, exchange: Exchange) -> None | Awaitable[None]:
+    def leave(self, exchange: Exchange, done: Done) -> None:
         self.ended.append(exchange)
-        return self.on_leave(exchange)
+        self.on_leave(exchange, done)
 
 
 class Rig:
