@@ -117,17 +117,22 @@ def encode_claims(claims: Claims) -> bytes:
 
 def decode_claims(raw: bytes) -> Claims:
     """Received claims as fields, unverified: nobody has signed them yet. Raises MalformedEvidence."""
-    try:
-        claims = _claims_of(cbor_decode(raw))
-    except (ValueError, KeyError, TypeError) as error:
-        raise MalformedEvidence(f"claims: {error}") from None
+    claims = _claims_of(raw)
     # The one encoding of these claims: nothing else may have been in the bytes.
     if encode_claims(claims) != raw:
         raise MalformedEvidence("claims: unknown or misplaced member")
     return claims
 
 
-def _claims_of(fields: CborValue) -> Claims:
+def _claims_of(raw: bytes) -> Claims:
+    """The fields alone; that ``raw`` has nothing beside them is for the caller to see."""
+    try:
+        return _convert(cbor_decode(raw))
+    except (ValueError, KeyError, TypeError) as error:
+        raise MalformedEvidence(f"claims: {error}") from None
+
+
+def _convert(fields: CborValue) -> Claims:
     if not isinstance(fields, dict):
         raise MalformedEvidence("claims: not a map")
     cube, key, nonce = fields["cube"], fields["pubkey-hash"], fields.get("nonce")
@@ -182,7 +187,7 @@ def check_binding(claims_bytes: bytes, expected: Expected, now: float, max_lifet
     Only ``not_after`` and ``boot_id`` come from the peer; ``not_after`` must lie in ``(now, now + max_lifetime_s]``.
     Not checked: that any hardware vouches for these bytes. Raises MalformedEvidence, BindingMismatch or Stale.
     """
-    received = decode_claims(claims_bytes)
+    received = _claims_of(claims_bytes)
     rebuilt = Claims(
         role=expected.role,
         phase=expected.phase,
@@ -195,6 +200,7 @@ def check_binding(claims_bytes: bytes, expected: Expected, now: float, max_lifet
         peer_spki_hash=expected.peer_spki_hash,
     )
     if not hmac.compare_digest(encode_claims(rebuilt), claims_bytes):
+        decode_claims(claims_bytes)  # not even claims in their one encoding: that is the error to report
         differing = [f for f in Claims.__struct_fields__ if getattr(rebuilt, f) != getattr(received, f)]
         raise BindingMismatch(f"claims speak of another {', '.join(differing)}")
     if received.not_after <= now:

@@ -115,7 +115,7 @@ def _read_head(raw: bytes, at: int) -> tuple[int, int, int]:
 
 
 def _read(raw: bytes, at: int, depth: int) -> tuple[CborValue, int]:
-    if raw[at : at + 1] == b"\xf6":
+    if at < len(raw) and raw[at] == _NULL:
         return None, at + 1
     major, number, at = _read_head(raw, at)
     if major == _UINT:
