@@ -75,7 +75,8 @@ def parse_endpoints(text: str, where: str = "endpoints") -> EndpointTable:
         key = f"{row.method} {row.path}"
         if row.method not in _METHODS:
             raise ConfigError(f"unknown method in {key!r}", key="endpoint.method", where=where)
-        if row.path[:1] != "/" or not all(map(_SEGMENT, row.path[1:].split("/"))):
+        segments = row.path[1:].split("/")
+        if row.path[:1] != "/" or not all(map(_SEGMENT, segments)) or {".", ".."} & set(segments):
             raise ConfigError(f"not an absolute path or template: {row.path!r}", key="endpoint.path", where=where)
         if not _PERMISSION(row.permission):
             raise ConfigError(f"not a permission name: {row.permission!r}", key="endpoint.permission", where=where)

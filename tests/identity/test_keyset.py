@@ -36,6 +36,12 @@ def test_one_bad_key_does_not_take_the_others_along() -> None:
     assert keys.find("weak", "RS256") == ()
 
 
+@pytest.mark.parametrize("leaked", [{"d": "AAAA"}, {"k": "AAAA"}, {"p": "AAAA", "q": "AAAA"}])
+def test_a_set_that_shows_a_secret_is_not_trusted_at_all(leaked: dict[str, str]) -> None:
+    with pytest.raises(BadKey, match="private or symmetric"):
+        parse_jwks(jwks(jwk(rsa_key(), kid="good"), {**jwk(rsa_key(2048, 1), kid="leaked"), **leaked}))
+
+
 def test_a_public_key_file() -> None:
     assert parse_pem(public_pem(rsa_key())).keys[0].family == "RSA"
     private = rsa_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

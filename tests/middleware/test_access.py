@@ -208,6 +208,7 @@ def test_a_good_row_loads() -> None:
         row(path=""),
         row(path="/a//b"),
         row(path="/a b"),
+        row(path="/a/../b"),
         row(path="/{a}x"),
         row(permission=""),
         row(permission="P"),
