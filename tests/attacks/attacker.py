@@ -137,7 +137,11 @@ async def raw_client(
         tls.set_session(session)
     tls.set_connect_state()
     raw = RawTls(*await asyncio.open_connection("127.0.0.1", port), tls)
-    await raw.handshake()
+    try:
+        await raw.handshake()
+    except BaseException:
+        raw.close()
+        raise
     return raw
 
 

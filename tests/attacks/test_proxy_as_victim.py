@@ -1,4 +1,4 @@
-"""Attacks on a proxy that dials: each refused for its reason without one byte leaked, and successful without its defence."""
+"""Attacks on a proxy that dials: refused for their reason without one byte leaked, successful without their defence."""
 
 from __future__ import annotations
 

@@ -92,9 +92,10 @@ class Mesh:
         files = ca.issue_leaf(self.directory / ca_dir, role, node_id, self.directory, 1)
         return load_leaf(ca.load_certificates(files.cert_file)[0], ca.load_key(files.key_file))
 
-    def default_policy(self) -> str:
-        name = ak_name(self.tpm.public())
-        zero = "00" * 32
+    def default_policy(self, ak: str = "", pcrs: dict[int, str] | None = None) -> str:
+        """Pins the AK and PCRs 0 and 1; the software TPM's when nothing is given."""
+        name = ak or ak_name(self.tpm.public())
+        values = pcrs or {0: "00" * 32, 1: "00" * 32}
         return f"""
 id = "test"
 unsafe_accept_vtpm_only = true
@@ -104,8 +105,8 @@ pcrs = [0, 1]
 [reference_values.vtpm]
 ak_names = ["{name}"]
 [reference_values.vtpm.pcr_values]
-0 = ["{zero}"]
-1 = ["{zero}"]
+0 = ["{values[0]}"]
+1 = ["{values[1]}"]
 """
 
     def verifier(self) -> Verifier:
