@@ -265,7 +265,9 @@ def _make_room(cache: dict[Any, Any]) -> None:
 
 
 def _attestation_error(error: CubeMeshError | None) -> str | None:
-    """The reason code when the upstream was refused by the attestation gate: the connector's codes start with ``atls_``."""
+    """The reason code when the upstream was refused by the attestation gate: the connector's codes start with
+    ``atls_``.
+    """
     if error is None or not error.code.startswith("atls_"):
         return None
     return error.code.removeprefix("atls_")
