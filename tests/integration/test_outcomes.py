@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from cube_mesh.demo.backend import Script
-from tests.integration.conftest import Way
 from tests.support.client import Client, Reply, bearer, chat, once
+from tests.support.way import Way
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

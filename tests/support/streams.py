@@ -21,7 +21,7 @@ from typing import Any
 import uvloop
 
 from tests.support.client import bearer, chat
-from tests.support.mesh import Tenant
+from tests.support.mesh import Mesh, Tenant
 from tests.support.process import Child
 
 STREAMS, EVENTS, GAP_S = 50, 20, 0.05
@@ -47,6 +47,35 @@ def stamping_backend(directory: Path) -> Iterator[str]:
     argv = (sys.executable, "-m", "cube_mesh.demo.backend", "--port", "0", *flags)
     with Child(argv, directory / "backend.log") as child:
         yield child.first_line()
+
+
+@dataclass(frozen=True)
+class Added:
+    """What the nodes add, in ms: a quantile through both nodes less the same quantile straight from the backend."""
+
+    median_ms: float
+    p99_ms: float
+    merged: int
+    broken: int
+
+    @property
+    def within(self) -> bool:
+        """The bound of the specification."""
+        return self.median_ms <= 1.0 and self.p99_ms <= 5.0 and self.merged == 0 and self.broken == 0
+
+
+def added_by_nodes(mesh: Mesh, directory: Path) -> Iterator[Added]:
+    """One round after the other, direct and through fresh nodes, until the caller stops."""
+    with (
+        stamping_backend(directory) as url,
+        mesh.agent(directory / "agent", url) as agent,
+        mesh.proxy(directory / "proxy", agent.port) as proxy,
+    ):
+        while True:
+            direct = measure(int(url.rpartition(":")[2]), None)
+            through = measure(proxy.port, mesh.tenants[0])
+            median, p99 = (through.quantile_ms(share) - direct.quantile_ms(share) for share in (0.5, 0.99))
+            yield Added(round(median, 3), round(p99, 3), through.merged, through.broken + direct.broken)
 
 
 def measure(port: int, tenant: Tenant | None) -> Timings:
