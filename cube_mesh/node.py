@@ -129,6 +129,9 @@ class Node:
         self._collector.gauge(
             "cube_connections", "Open client connections.", lambda: len(role.service.connections)
         )
+        self._collector.counter(
+            "cube_log_lines_lost", "Log lines that nobody read in time.", "log", lambda: {"node": self._writer.lost}
+        )
         await self._listen_locally()
         await role.start()
         self._writer.start(loop)
