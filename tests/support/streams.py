@@ -11,7 +11,7 @@ import gc
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class Added:
         return self.median_ms <= 1.0 and self.p99_ms <= 5.0 and self.merged == 0 and self.broken == 0
 
 
-def added_by_nodes(mesh: Mesh, directory: Path) -> Iterator[Added]:
+def added_by_nodes(mesh: Mesh, directory: Path) -> Generator[Added]:
     """One round after the other, direct and through fresh nodes, until the caller stops."""
     with (
         stamping_backend(directory) as url,
