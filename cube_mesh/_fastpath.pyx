@@ -6,19 +6,25 @@ status that a client would get. The grammar is RFC 9112 read strictly: what pars
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
-from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeUTF8
-from libc.string cimport memchr, memcmp, memcpy
+from cpython.ref cimport Py_DECREF
+from cpython.unicode cimport PyUnicode_DecodeASCII
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from cube_mesh.errors import FramingError
 
 cdef extern from "Python.h":
+    # A bytes object that is being written has one owner, by hand, until _shrink hands it out.
+    PyObject *PyBytes_New "PyBytes_FromStringAndSize"(const char *, Py_ssize_t size) except NULL
+    char *PyBytes_Data "PyBytes_AS_STRING"(PyObject *)
     int _PyBytes_Resize(PyObject **string, Py_ssize_t newsize) except -1
-
-cdef extern from "string.h":
-    void *memmem(const void *haystack, size_t haystack_len, const void *needle, size_t needle_len) nogil
+    void Py_DecRef(PyObject *)
 
 include "_fastpath/chars.pxi"
-include "_fastpath/head.pxi"
+include "_fastpath/target.pxi"
+include "_fastpath/fields.pxi"
+include "_fastpath/render.pxi"
 include "_fastpath/body.pxi"
+include "_fastpath/head.pxi"
 include "_fastpath/json.pxi"

@@ -2,6 +2,7 @@
 
 cdef enum:
     MAX_LINE = 256          # the extensions of one chunk
+    MAX_EXTENSIONS = 16384  # those of a whole body: one-byte chunks would multiply what has to be read
     MAX_TRAILER = 4096      # the whole trailer section
 
 cdef enum ChunkState:
@@ -16,6 +17,16 @@ cdef enum ChunkState:
     TRAILER_LF = 8
     END_LF = 9
     DONE = 10
+
+
+# RFC 9110 6.5.1: what a trailer must not change after the fact: framing, routing, credentials, how the body is read.
+cdef FieldSet LATE = FieldSet(
+    names=(b"transfer-encoding", b"host", b"trailer", b"connection", b"keep-alive", b"upgrade", b"te", b"expect", b"range",
+           b"max-forwards", b"cache-control", b"authorization", b"proxy-authorization", b"cookie", b"set-cookie",
+           b"www-authenticate", b"proxy-authenticate", b"forwarded"),
+    prefixes=(b"content-", b"proxy-", b"x-forwarded-", b"x-cube-", b"x-attestation-", b"x-atls-", b"x-tls-",
+              b"x-guardrails-"),
+)
 
 
 cdef Py_ssize_t _write_hex(unsigned char *o, Py_ssize_t value):
@@ -44,8 +55,8 @@ cdef Py_ssize_t _write_chunk(unsigned char *o, bytes_ptr data, Py_ssize_t size):
 def frame_chunk(bytes payload not None, bint last):
     """One chunk around the payload (nothing for an empty one) and, if last, the closing chunk."""
     cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, size + 32)
-    cdef unsigned char *o = <unsigned char *>PyBytes_AS_STRING(out)
+    cdef PyObject *out = PyBytes_New(NULL, size + 32)
+    cdef unsigned char *o = <unsigned char *>PyBytes_Data(out)
     cdef Py_ssize_t at = 0
     if size:
         at = _write_chunk(o, <bytes_ptr>PyBytes_AS_STRING(payload), size)
@@ -60,32 +71,42 @@ cdef class ChunkedReader:
 
     cdef int _state
     cdef int _digits
-    cdef int _line
+    cdef int _line           # bytes of this chunk's extensions
+    cdef int _extensions     # of all chunks so far
     cdef int _trailer
     cdef bint _colon
+    cdef unsigned char _name[63]     # of the trailer field that is being read, cut there
+    cdef int _name_len
     cdef long long _left
     cdef readonly Py_ssize_t pos     # offset just past what feed consumed
     cdef readonly bint done
 
     def feed(self, bytes data not None, Py_ssize_t pos):
-        """Payload bytes of ``data[pos:]``. Afterwards ``done`` says whether the body ended, at ``pos``."""
+        """Payload bytes of ``data[pos:]``. Afterwards ``done`` says whether the body ended, at ``pos``.
+
+        Raises FramingError; the reader is then of no further use.
+        """
         cdef bytes_ptr b = <bytes_ptr>PyBytes_AS_STRING(data)
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
-        cdef bytes out = PyBytes_FromStringAndSize(NULL, n - pos)
-        cdef unsigned char *o = <unsigned char *>PyBytes_AS_STRING(out)
+        cdef PyObject *out = PyBytes_New(NULL, _span_size(data, pos, n))
+        cdef unsigned char *o = <unsigned char *>PyBytes_Data(out)
         cdef Py_ssize_t written = 0, take
-        while pos < n and self._state != DONE:
-            if self._state == DATA:
-                take = n - pos if n - pos < self._left else <Py_ssize_t>self._left
-                memcpy(o + written, b + pos, take)
-                written += take
-                pos += take
-                self._left -= take
-                if self._left == 0:
-                    self._state = DATA_CR
-            else:
-                self._step(b[pos])
-                pos += 1
+        try:
+            while pos < n and self._state != DONE:
+                if self._state == DATA:
+                    take = n - pos if n - pos < self._left else <Py_ssize_t>self._left
+                    memcpy(o + written, b + pos, take)
+                    written += take
+                    pos += take
+                    self._left -= take
+                    if self._left == 0:
+                        self._state = DATA_CR
+                else:
+                    self._step(b[pos])
+                    pos += 1
+        except FramingError:
+            Py_DecRef(out)
+            raise
         self.pos = pos
         self.done = self._state == DONE
         return _shrink(out, written)
@@ -95,11 +116,12 @@ cdef class ChunkedReader:
             self._size(c)
         elif self._state == EXTENSION:
             self._line += 1
-            if self._line > MAX_LINE:
+            self._extensions += 1
+            if self._line > MAX_LINE or self._extensions > MAX_EXTENSIONS:
                 raise FramingError("bad_chunk", "A chunk extension is too long.")
             if c == 13:
                 self._state = SIZE_LF
-            elif not VALUE[c]:
+            elif not VALUE[c] or c >= 0x80:
                 raise FramingError("bad_chunk", "A chunk extension contains a control character.")
         elif self._state == SIZE_LF:
             self._expect(c, 10)
@@ -143,23 +165,38 @@ cdef class ChunkedReader:
             raise FramingError("bad_trailer", "The trailer section is too large.", 431)
         if self._state == TRAILER_START:
             self._colon = False
+            self._name_len = 0
             if c == 13:
                 self._state = END_LF
             elif TCHAR[c]:
+                self._name[0] = c
+                self._name_len = 1
                 self._state = TRAILER
             else:
                 raise FramingError("bad_trailer", "A trailer field name is not a token.")
-        elif self._state == TRAILER:
-            if c == 13 and self._colon:
+        elif self._state == TRAILER and self._colon:
+            if c == 13:
                 self._state = TRAILER_LF
-            elif c == c':':
-                self._colon = True
-            elif not (VALUE[c] if self._colon else TCHAR[c]):
+            elif not VALUE[c]:
                 raise FramingError("bad_trailer", "A trailer field is malformed.")
+        elif self._state == TRAILER:
+            self._trailer_name(c)
         elif self._state == TRAILER_LF:
             self._expect(c, 10)
             self._state = TRAILER_START
         else:
             self._expect(c, 10)
             self._state = DONE
+        return 0
+
+    cdef int _trailer_name(self, unsigned char c) except -1:
+        if c == c':':
+            if LATE.has(self._name, self._name_len):
+                raise FramingError("bad_trailer", "A trailer field must not come after the body.")
+            self._colon = True
+        elif not TCHAR[c]:
+            raise FramingError("bad_trailer", "A trailer field is malformed.")
+        elif self._name_len < 63:
+            self._name[self._name_len] = c if c != c'_' else <unsigned char>c'-'
+            self._name_len += 1
         return 0

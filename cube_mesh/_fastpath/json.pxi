@@ -61,7 +61,7 @@ cdef class JsonScan:
             elif c < 0x80:
                 self.at += 1
             else:
-                self.multibyte(c)
+                self.multibyte()
         return self.fail()
 
     cdef int escape(self) except -1:
@@ -83,18 +83,9 @@ cdef class JsonScan:
             self.fail()
         return 0
 
-    cdef int multibyte(self, unsigned char c) except -1:
-        cdef int size = 2 if 0xC2 <= c <= 0xDF else 3 if 0xE0 <= c <= 0xEF else 4 if 0xF0 <= c <= 0xF4 else 0
-        cdef unsigned char second
-        cdef int i
-        if size == 0 or self.at + size > self.end:
-            raise FramingError("invalid_utf8", "The request body is not valid UTF-8.")
-        second = self.b[self.at + 1]
-        for i in range(1, size):
-            if self.b[self.at + i] & 0xC0 != 0x80:
-                raise FramingError("invalid_utf8", "The request body is not valid UTF-8.")
-        if ((c == 0xE0 and second < 0xA0) or (c == 0xED and second > 0x9F)
-                or (c == 0xF0 and second < 0x90) or (c == 0xF4 and second > 0x8F)):
+    cdef int multibyte(self) except -1:
+        cdef int size = _utf8_size(self.b + self.at, self.end - self.at)
+        if size == 0:
             raise FramingError("invalid_utf8", "The request body is not valid UTF-8.")
         self.at += size
         return 0
@@ -206,13 +197,13 @@ def scan_members(bytes data not None, Py_ssize_t pos, Py_ssize_t end, dict wante
     """Spans of the wanted top-level members of the JSON object ``data[pos:end]`` as ``{name: raw value bytes}``.
 
     ``wanted`` maps lower-case member names (bytes) to the name to report. A member that appears twice, or in another
-    letter case, is refused: parsers disagree about which one counts. Raises FramingError.
+    letter case (Unicode's too), is refused: parsers disagree about which one counts. Raises FramingError.
     """
     cdef JsonScan scan = JsonScan.__new__(JsonScan)
     cdef dict found = {}
     cdef Py_ssize_t start, stop
     cdef int escapes
-    cdef bytes key
+    cdef bytes key, folded
     if pos < 0 or end > PyBytes_GET_SIZE(data) or pos > end:
         raise ValueError("span outside the data")
     scan.data = data
@@ -239,9 +230,10 @@ def scan_members(bytes data not None, Py_ssize_t pos, Py_ssize_t end, dict wante
             key = _member_name(scan.b, start + 1, stop - 1, escapes)
             start = scan.at
             scan.value()
-            name = wanted.get(key.lower()) if PyBytes_GET_SIZE(key) <= 64 else None
+            folded = _folded(key)
+            name = wanted.get(folded) if PyBytes_GET_SIZE(key) <= 64 else None
             if name is not None:
-                if key != key.lower() or name in found:
+                if key != folded or name in found:
                     raise FramingError("ambiguous_member", "A member of the request body is repeated or miswritten.")
                 found[name] = PyBytes_FromStringAndSize(<char *>scan.b + start, scan.at - start)
             scan.space()
@@ -268,9 +260,16 @@ cdef bytes _member_name(bytes_ptr b, Py_ssize_t start, Py_ssize_t stop, bint esc
     return json.loads(b'"' + raw + b'"').encode("utf-8", "surrogatepass")
 
 
+cdef bytes _folded(bytes key):
+    """The name as a parser sees it that ignores case by Unicode (Go's): two letters beyond ASCII fold into it."""
+    key = key.lower()
+    return key if key.isascii() else key.replace(b"\xc5\xbf", b"s").replace(b"\xe2\x84\xaa", b"k")
+
+
 def value_end(bytes data not None, Py_ssize_t pos):
     """Offset just past the JSON value that starts at ``pos``, or -1 if it is not whole or not JSON."""
     cdef JsonScan scan = JsonScan.__new__(JsonScan)
+    _span_size(data, pos, PyBytes_GET_SIZE(data))
     scan.data = data
     scan.b = <bytes_ptr>PyBytes_AS_STRING(data)
     scan.at = pos

@@ -18,7 +18,7 @@ CHUNKED = {
     b"0\r\n\r\n": b"",
     b"5\r\nhello\r\n0\r\n\r\n": b"hello",
     b"5;a=b\r\nhello\r\n00\r\n\r\n": b"hello",
-    b"A\r\n0123456789\r\n1\r\nx\r\n0\r\nTrailer: v\r\nB: \r\n\r\n": b"0123456789x",
+    b"A\r\n0123456789\r\n1\r\nx\r\n0\r\nX-Sum: v\r\nB: \r\n\r\n": b"0123456789x",
 }
 BAD_CHUNKED = [
     b"\r\n",
@@ -35,6 +35,16 @@ BAD_CHUNKED = [
     b"1000000000000\r\n",
     b"5;" + b"a" * 300 + b"\r\n",
     b"5;\x00\r\n",
+    b"5;\xc3\xa4\r\n",
+    b"1;" + b"a" * 200 + b"\r\nx\r\n" + (b"1;" + b"a" * 200 + b"\r\nx\r\n") * 90,
+    b"0\r\nContent-Length: 5\r\n\r\n",
+    b"0\r\ncontent_length: 5\r\n\r\n",
+    b"0\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"0\r\nHost: h\r\n\r\n",
+    b"0\r\nAuthorization: x\r\n\r\n",
+    b"0\r\nContent-Type: x\r\n\r\n",
+    b"0\r\nX-Cube-Domain: x\r\n\r\n",
+    b"0\r\nX: y\r\n z\r\n\r\n",
     b"0\r\n: v\r\n\r\n",
     b"0\r\nA b: v\r\n\r\n",
     b"0\r\nA\r\n\r\n",
@@ -126,6 +136,8 @@ BAD_MEMBERS = {
     b'{"Model":"a"}': "ambiguous_member",
     b'{"model":"a","MODEL":"b"}': "ambiguous_member",
     b'{"model":"a","mod\\u0065l":"b"}': "ambiguous_member",
+    '{"\u017ftream":true}'.encode(): "ambiguous_member",
+    b'{"\\u017ftream":true}': "ambiguous_member",
     b'{"a":' + b"[" * 65 + b"]" * 65 + b"}": "json_too_deep",
 }
 
