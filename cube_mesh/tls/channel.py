@@ -28,10 +28,16 @@ class ChannelExpired(ConnectionError):
 
 
 class Channel(asyncio.Protocol, asyncio.Transport):
-    """See the module. ``info`` answers ``get_extra_info`` before the TCP transport is asked."""
+    """See the module. ``position`` has followed what ``tls`` was fed so far; ``info`` answers ``get_extra_info`` before
+    the TCP transport is asked."""
 
     def __init__(
-        self, tls: SSL.Connection, tcp: asyncio.Transport, inner: asyncio.BaseProtocol, info: Mapping[str, Any]
+        self,
+        tls: SSL.Connection,
+        tcp: asyncio.Transport,
+        position: RecordPosition,
+        inner: asyncio.BaseProtocol,
+        info: Mapping[str, Any],
     ) -> None:
         self._tls = tls
         self._recv = tls.recv
@@ -40,8 +46,8 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         self._tcp_write = tcp.write
         self._info = info
         self._error: Exception | None = None
-        self._position = _RecordPosition()
-        self._aligned = True  # received bytes end where a record ends
+        self._position = position
+        self._aligned = position.aligned
         self._paused = False
         self._closing = False
         self._peer_closed = False
@@ -76,7 +82,8 @@ class Channel(asyncio.Protocol, asyncio.Transport):
             else:
                 self._deliver(plain)
             return
-        self._aligned = self._position.advance(data)
+        self._position.advance(data)
+        self._aligned = self._position.aligned
         self._drain()
 
     def _drain(self) -> None:
@@ -229,17 +236,19 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         self.abort()  # without close_notify: whatever was under way is not whole
 
 
-class _RecordPosition:
-    """Follows record boundaries through received ciphertext by the length fields of their headers."""
+class RecordPosition:
+    """Follows record boundaries through all received ciphertext, from the connection's first byte, by the length fields
+    of the headers. ``aligned``: what has been received ends where a record ends."""
 
-    __slots__ = ("_head", "_missing")
+    __slots__ = ("_head", "_missing", "aligned")
 
     def __init__(self) -> None:
+        self.aligned = True
         self._head = b""  # of a record whose header is not complete
         self._missing = 0  # bytes that the current record still lacks
 
-    def advance(self, data: bytes) -> bool:
-        """Take the next received bytes; True when they end where a record ends."""
+    def advance(self, data: bytes) -> None:
+        """Take the next received bytes."""
         data = self._head + data
         self._head = b""
         position, size = self._missing, len(data)
@@ -248,6 +257,6 @@ class _RecordPosition:
         if position < size:
             self._head = data[position:]
             self._missing = 0
-            return False
-        self._missing = position - size
-        return self._missing == 0
+        else:
+            self._missing = position - size
+        self.aligned = position == size

@@ -94,7 +94,7 @@ class AttestedConnector:
 
         opening = await self._connect_tcp(make_opening, deadline)
         try:
-            event, inner = await ended
+            event, inner = await ended  # at the latest when its own deadline has passed
         except asyncio.CancelledError:
             opening.abort()
             raise

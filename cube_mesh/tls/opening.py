@@ -18,7 +18,7 @@ from attest.appraise import AttestationResult
 from attest.binding import Phase, Role
 from attest.errors import AttestError
 from cube_mesh.ports import ChannelAttestation
-from cube_mesh.tls.channel import Channel
+from cube_mesh.tls.channel import Channel, RecordPosition
 from cube_mesh.tls.contexts import MODE
 from cube_mesh.tls.gate import (
     Appraise,
@@ -70,6 +70,7 @@ class Opening(asyncio.Protocol):
         self._facts: Facts | None = None
         self._task: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._position = RecordPosition()
         self._ended = False
         self._started_at = self._secured_at = 0.0
 
@@ -84,12 +85,17 @@ class Opening(asyncio.Protocol):
         except Refusal as refusal:
             self._refuse(refusal.reason, "tls", refusal.detail)
             return
+        except Exception as error:
+            _log.exception("no TLS end could be made")
+            self._refuse("internal", "tls", repr(error))
+            return
         if self._plan.role is Role.CLIENT:
             self._shake()
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
+        self._position.advance(data)
         self._tls.bio_write(data)
         if self._gate is None:
             self._shake()
@@ -235,7 +241,7 @@ class Opening(asyncio.Protocol):
             "expires_at": expires_at,
             "mode": attestation.mode,
         }
-        channel = Channel(self._tls, tcp, inner, info)
+        channel = Channel(self._tls, tcp, self._position, inner, info)
         tcp.set_protocol(channel)
         self._on_end(self._event("ok", "open", "", str(gate.peer.spiffe_id), result.platform), inner)
         channel.start(rest, expires_at - time.time())

@@ -128,6 +128,7 @@ class Agent:
         self.inner: list[Recorder] = []
         self.events: list[GateEvent] = []
         self.port = 0
+        self.factory: Any = None
         self._echo = echo
 
     def make_inner(self) -> Recorder:
@@ -153,6 +154,7 @@ async def running_agent(
     agent = Agent(keeper, echo=echo)
     await keeper.start()
     factory = AttestedServer(keeper, agent.make_inner, settings, allowed, on_gate=agent.events.append)
+    agent.factory = factory
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
     agent.port = server.sockets[0].getsockname()[1]
     try:

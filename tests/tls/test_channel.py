@@ -1,14 +1,17 @@
 """Open channels over loopback sockets: bytes, back-pressure, and every way to end."""
 
 import asyncio
+import itertools
 import os
 import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
 from cube_mesh.ports import ChannelAttestation
 from cube_mesh.settings import Attestation
-from cube_mesh.tls.channel import ChannelExpired, TruncatedStream, _RecordPosition
+from cube_mesh.tls.channel import ChannelExpired, TruncatedStream, RecordPosition
 from tests.tls.mesh import AGENT, PROXY, SETTINGS, Agent, Mesh, Recorder, connector, running_agent
 
 
@@ -195,6 +198,59 @@ async def test_a_stalled_peer_does_not_keep_an_expired_channel(mesh: Mesh) -> No
             assert isinstance(await client.lost, ChannelExpired)
 
 
+@asynccontextmanager
+async def chopping(port: int, sizes: Iterable[int]) -> AsyncIterator[int]:
+    """A relay that passes both directions on in pieces of the given sizes, again and again."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            for size in itertools.cycle(sizes):
+                data = await reader.read(size)
+                if not data:
+                    break
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(0.0002)  # so that the next piece is a segment of its own
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+class Greets(Recorder):
+    """Speaks first: its bytes follow the agent's RESULT closely."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        for i in range(50):
+            self.transport.write(b"greeting %02d " % i)
+
+
+@pytest.mark.parametrize("sizes", [(97,), (5, 1000, 3, 40), (60, 61, 62, 1), (1400, 2)])
+async def test_any_segmentation_of_handshake_gate_and_records(
+    mesh: Mesh, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first byte on. The channel starts in the middle of whatever record the gate's last bytes ended in."""
+    greeting = b"".join(b"greeting %02d " % i for i in range(50))
+    async with running_agent(mesh.agent_keeper()) as agent:
+        monkeypatch.setattr(agent, "make_inner", lambda: agent.inner.append(Greets(echo=True)) or agent.inner[-1])
+        agent.factory._inner_factory = agent.make_inner
+        async with chopping(agent.port, sizes) as port:
+            client = Recorder()
+            await connector(mesh.proxy_keeper(), port).connect(lambda: client)
+            assert await client.until(len(greeting)) == greeting
+            for number in range(20):
+                client.transport.write(b"%04d" % number * 20)
+            assert len(await client.until(len(greeting) + 1600)) == len(greeting) + 1600
+            client.transport.close()
+            assert await client.lost is None
+
+
 RECORDS = [b"\x17\x03\x03" + len(body).to_bytes(2, "big") + body for body in (b"a", b"b" * 300, b"", b"c" * 40)]
 
 
@@ -205,9 +261,10 @@ def test_record_boundaries_are_found_at_any_cut() -> None:
         ends.add(max(ends) + len(record))
     for first in range(len(wire) + 1):
         for second in range(first, min(first + 12, len(wire)) + 1):
-            position = _RecordPosition()
+            position = RecordPosition()
             fed = 0
             for cut in (first, second, len(wire)):
                 if cut > fed:
-                    assert position.advance(wire[fed:cut]) == (cut in ends)
+                    position.advance(wire[fed:cut])
+                    assert position.aligned == (cut in ends)
                     fed = cut

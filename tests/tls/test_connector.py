@@ -214,3 +214,16 @@ async def test_the_reason_for_a_listed_name_is_told_and_for_a_stranger_is_not(me
                 await connector(mesh.proxy_keeper(leaf), agent.port).connect(Recorder)
             assert caught.value.code == "atls_refused"
             assert caught.value.detail.endswith(f": {told}")
+
+
+async def test_a_fault_before_the_handshake_ends_the_attempt(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a protocol's connection_made is only logged by the loop: it must not leave anyone waiting."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("bug")
+
+    async with running_agent(mesh.agent_keeper()) as agent:
+        monkeypatch.setattr(contexts, "make_context", broken)
+        with pytest.raises(DependencyError) as caught:
+            await connector(mesh.proxy_keeper(), agent.port).connect(Recorder)
+        assert caught.value.code == "atls_internal"
