@@ -90,6 +90,14 @@ def read_usage(data: bytes) -> tuple[int | None, int | None]:
     return given, made
 
 
+def ends_in_error(piece: bytes) -> bool:
+    """Whether the last piece of an event stream ended with a whole error frame, so that its reader knows already."""
+    if not piece.endswith(b"\n\n"):
+        return False
+    event = piece[:-2].rpartition(b"\n\n")[2]
+    return event.startswith((b'data: {"error"', b'data:{"error"'))
+
+
 class UsageTail:
     """The last kilobytes of a response that comes in pieces, for ``read_usage``."""
 

@@ -24,7 +24,7 @@ from cube_mesh._fastpath import (
     frame_chunk,
     scan_request,
 )
-from cube_mesh.bodies import UsageTail, read_members, read_usage
+from cube_mesh.bodies import UsageTail, ends_in_error, read_members, read_usage
 from cube_mesh.deadlines import NEVER, Sweeper
 from cube_mesh.errors import CubeMeshError, DependencyError, FramingError, InternalError, PeerError
 from cube_mesh.exchange import Exchange
@@ -103,7 +103,7 @@ class Downstream(asyncio.Protocol):
 
     __slots__ = (
         "_chunked_out", "_chunks", "_client_ip", "_close_after", "_collected", "_exchange", "_gone", "_head_started",
-        "_head_written", "_left", "_lingering", "_pending", "_read_body", "_reading_paused", "_service", "_task",
+        "_head_written", "_last", "_left", "_lingering", "_pending", "_read_body", "_reading_paused", "_service", "_task",
         "_usage", "_write_paused", "deadline", "peer_id", "transport", "_upstream", "client_tls",
     )  # fmt: skip
 
@@ -450,6 +450,7 @@ class Downstream(asyncio.Protocol):
         exchange.status = exchange.upstream_status = head.status
         exchange.streamed = head.event_stream
         exchange.response_size = len(payload)
+        self._last = payload
         counted = exchange.endpoint is not None and exchange.endpoint.operation != ""
         if counted and done:
             exchange.input_tokens, exchange.output_tokens = read_usage(payload)
@@ -487,6 +488,7 @@ class Downstream(asyncio.Protocol):
         assert exchange is not None
         exchange.response_size += len(payload)
         exchange.frames += 1
+        self._last = payload
         if self._usage is not None:
             self._usage.add(payload)
         out = frame_chunk(payload, done) if self._chunked_out else payload
@@ -514,7 +516,7 @@ class Downstream(asyncio.Protocol):
         exchange.status = response.status
         exchange.response_size = len(response.body)
         out = render(response, exchange.request_id, close=self._close_after, head_only=exchange.method == "HEAD")
-        self._end(exchange, "refused", out)
+        self._end(exchange, exchange.outcome or "refused", out)
 
     def _fail(self, error: CubeMeshError) -> None:
         """The exchange failed after the gates. Before the response head that is an error answer, after it the terminal
@@ -537,8 +539,8 @@ class Downstream(asyncio.Protocol):
             self._end(exchange, outcome, out)
             return
         self._close_after = True
-        frame = b""
-        if exchange.streamed:
+        frame = b""  # an agent's terminal frame has come through already: one is enough
+        if exchange.streamed and not ends_in_error(self._last):
             frame = error_frame(error)
             if self._chunked_out:
                 frame = frame_chunk(frame, False)

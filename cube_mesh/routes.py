@@ -32,9 +32,10 @@ class RouteTable:
     def __init__(self, rules: Iterable[RouteRule]) -> None:
         ordered = sorted(rules, key=lambda rule: (-rule.priority, rule.name))
         self._compiled = tuple(Compiled(Route(r.name, r.upstream), _tests(r.name, r.match)) for r in ordered)
+        self._reads_path = any(r.match.path or r.match.path_prefix or r.match.path_regex for r in ordered)
 
     def match(self, exchange: Exchange) -> Route | None:
-        path = exchange.upstream_target.partition(b"?")[0].decode("ascii")
+        path = _path(exchange) if self._reads_path else ""
         for rule in self._compiled:
             for _, test in rule.tests:
                 if not test(exchange, path):
@@ -45,12 +46,16 @@ class RouteTable:
 
     def explain(self, exchange: Exchange) -> list[tuple[str, str]]:
         """For each rule in order: its name and "matched" or the first test that failed."""
-        path = exchange.upstream_target.partition(b"?")[0].decode("ascii")
+        path = _path(exchange)
         lines = []
         for rule in self._compiled:
             failed = next((name for name, test in rule.tests if not test(exchange, path)), "")
             lines.append((rule.route.name, f"no: {failed}" if failed else "matched"))
         return lines
+
+
+def _path(exchange: Exchange) -> str:
+    return exchange.upstream_target.partition(b"?")[0].decode("ascii")
 
 
 def _tests(rule: str, match: RouteMatch) -> tuple[tuple[str, Test], ...]:

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from cube_mesh._fastpath import frame_chunk
 from cube_mesh.errors import DependencyError
 from cube_mesh.exchange import Exchange
 from cube_mesh.message import Response
@@ -244,6 +245,16 @@ async def test_after_the_first_byte_a_stream_ends_with_one_error_frame() -> None
     assert json.loads(rest[6 : int(size, 16)])["error"]["code"] == "upstream_closed"
     assert rest[int(size, 16) :] == b"\r\n", "no last chunk: not a clean end"
     assert rig.wire.closed and rig.ended.outcome == "failed"
+
+
+async def test_an_error_frame_of_the_upstream_is_the_only_one() -> None:
+    rig = Rig()
+    await rig.send(POST)
+    frame = b'data: {"error":{"message":"m","type":"t","param":null,"code":"c"}}\n\n'
+    await rig.answer(SSE + frame_chunk(b"data: 1\n\n" + frame, False))
+    rig.upstreams.connections[0].connection_lost(None)
+    assert rig.wire.sent.count(b'data: {"error"') == 1 and rig.wire.closed
+    assert rig.ended.outcome == "failed"
 
 
 async def test_after_the_first_byte_any_other_body_stops_short() -> None:
