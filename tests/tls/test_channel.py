@@ -11,7 +11,7 @@ import pytest
 
 from cube_mesh.ports import ChannelAttestation
 from cube_mesh.settings import Attestation
-from cube_mesh.tls.channel import ChannelExpired, TruncatedStream, RecordPosition
+from cube_mesh.tls.channel import ChannelExpired, RecordPosition, TruncatedStream
 from tests.tls.mesh import AGENT, PROXY, SETTINGS, Agent, Mesh, Recorder, connector, running_agent
 
 

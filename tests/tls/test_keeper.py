@@ -60,10 +60,10 @@ async def test_the_passport_of_the_leaf_satisfies_a_verifier_and_names_the_leafs
 
 
 async def test_the_leaf_rotates_at_half_of_its_life_with_a_new_key(mesh: Mesh) -> None:
-    keeper = mesh.agent_keeper(leaf_lifetime_s=2.0)
+    keeper = mesh.agent_keeper(leaf_lifetime_s=3.0)
     await keeper.start()
     first = keeper.leaf
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(5):
         while keeper.leaf is first:
             await asyncio.sleep(0.01)
     assert keeper.leaf.spki_hash != first.spki_hash
@@ -75,10 +75,10 @@ async def test_a_renewal_that_fails_leaves_the_old_leaf_and_is_tried_again(
 ) -> None:
     monkeypatch.setattr("cube_mesh.keeper._FIRST_RETRY_S", 0.02)
     failing = _Failing(mesh, fail_from=2, until=4)
-    keeper = mesh.agent_keeper(failing, leaf_lifetime_s=2.0)
+    keeper = mesh.agent_keeper(failing, leaf_lifetime_s=3.0)
     await keeper.start()
     first = keeper.leaf
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(5):
         while failing.calls < 3:
             assert keeper.leaf is first
             await asyncio.sleep(0.005)
