@@ -1,15 +1,19 @@
 """Verification of a TPM quote: cryptography only, steps numbered, all inputs handed in.
 
-Not checked here: whether the PCR values or the AK are the wanted ones (``appraise``), and the AK's qualified name,
-whose parents a relying party cannot know. A restricted AK signs only what its TPM made or hashed, so that signature,
-magic and type together say: these PCRs, in that TPM, for this nonce.
+:func:`verify_quote` takes the evidence part, whose AK is a TPMT_PUBLIC; :func:`verify_quote_by_key` takes the pieces,
+for platforms that name the AK as a bare key (Azure's runtime claims, a certificate). Not checked here: whether the PCR
+values or the AK are the wanted ones (``appraise``), and the AK's qualified name, whose parents a relying party cannot
+know. A restricted AK signs only what its TPM made or hashed, so that signature, magic and type together say: these
+PCRs, in that TPM, for this nonce.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TypeAlias
 
 import msgspec
 from cryptography import x509
@@ -26,7 +30,6 @@ from attest.schemes.vtpm.abi import (
     Attribute,
     Public,
     Quote,
-    QuotePart,
     Signature,
     decode_quote_part,
     parse_public,
@@ -34,13 +37,24 @@ from attest.schemes.vtpm.abi import (
     parse_signature,
 )
 
-__all__ = ["VerifiedQuote", "ak_name", "verify_ak_certificate", "verify_quote"]
+__all__ = [
+    "AkKey",
+    "VerifiedQuote",
+    "ak_name",
+    "load_ak",
+    "verify_ak_certificate",
+    "verify_quote",
+    "verify_quote_by_key",
+]
+
+AkKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
 _HASHES: dict[int, hashes.HashAlgorithm] = {
     Alg.SHA256: hashes.SHA256(),
     Alg.SHA384: hashes.SHA384(),
     Alg.SHA512: hashes.SHA512(),
 }
+_WEAK_HASHES: dict[int, hashes.HashAlgorithm] = {Alg.SHA1: hashes.SHA1()}  # refused unless a policy says otherwise
 _CURVES: dict[int, ec.EllipticCurve] = {3: ec.SECP256R1(), 4: ec.SECP384R1(), 5: ec.SECP521R1()}  # §6.4
 _AK_ATTRIBUTES = {
     "restricted": Attribute.RESTRICTED,
@@ -51,33 +65,78 @@ _AK_ATTRIBUTES = {
 
 
 class VerifiedQuote(msgspec.Struct, frozen=True):
-    """A quote whose AK signature, nonce and PCR values hold together. ``pcrs`` is ``{bank name: {index: hex}}``."""
+    """A quote whose AK signature, nonce and PCR values hold together. ``pcrs`` is ``{bank name: {index: hex}}``.
+
+    ``ak_public`` (TPMT_PUBLIC) and ``ak_name`` are empty when the AK was known as a bare ``key``. ``weak``: SHA-1 was
+    met and the caller had allowed it.
+    """
 
     quote: Quote
     ak_public: bytes
     ak_name: str
     pcrs: dict[str, dict[int, str]]
+    key: AkKey
+    weak: bool = False
 
 
-def verify_quote(body: bytes, data_hash: bytes) -> VerifiedQuote:
+def verify_quote(body: bytes, data_hash: bytes, *, unsafe_allow_sha1: bool = False) -> VerifiedQuote:
     """Verify the body of a ``tpm2-quote+cbor`` part against the hash of the claims that it must speak for.
 
-    Raises MalformedEvidence, UnsupportedEvidence, VerificationFailed or BindingMismatch, each with its own code.
+    ``unsafe_allow_sha1`` accepts SHA-1 banks and signatures, for machines that have nothing else. Raises
+    MalformedEvidence, UnsupportedEvidence, VerificationFailed or BindingMismatch, each with its own code.
     """
     part = decode_quote_part(body)
-    # 1. Magic, type and structure.
-    quote, public, signature = parse_quote(part.attest), parse_public(part.ak_public), parse_signature(part.signature)
-    # 2. The AK is one that its TPM will not let sign anything else, or let go.
-    _check_ak(public)
-    # 3. The AK's signature over the quote.
-    _check_signature(public, signature, part.attest)
-    # 4. The quote was made for these claims.
-    if not hmac.compare_digest(quote.extra_data, data_hash):
+    # 1. The AK is one that its TPM will not let sign anything else, or let go; signature and quote are well formed.
+    quote, signature = parse_quote(part.attest), parse_signature(part.signature)
+    public, key = load_ak(part.ak_public)
+    if (public.scheme, public.scheme_hash) != (signature.alg, signature.hash):
+        raise VerificationFailed("the signature is not of the AK's own scheme", code="signature_algorithm")
+    weak = _check(quote, part.attest, signature, key, part.pcrs, data_hash, unsafe_allow_sha1)
+    return VerifiedQuote(quote, part.ak_public, ak_name(part.ak_public), _values(part.pcrs), key, weak)
+
+
+def verify_quote_by_key(
+    attest: bytes,
+    signature: Signature,
+    key: AkKey,
+    pcrs: Mapping[int, Mapping[int, bytes]],
+    extra_data: bytes,
+    *,
+    unsafe_allow_sha1: bool = False,
+) -> VerifiedQuote:
+    """The same for an AK known as a bare public key, which something else must vouch for.
+
+    That the key is a restricted one of a TPM cannot be seen here: whoever names the key answers for it. ``pcrs`` is
+    ``{bank: {index: digest}}``, all that the quote selects.
+    """
+    quote = parse_quote(attest)
+    _check_strength(key)
+    weak = _check(quote, attest, signature, key, pcrs, extra_data, unsafe_allow_sha1)
+    return VerifiedQuote(quote, b"", "", _values(pcrs), key, weak)
+
+
+def _check(
+    quote: Quote,
+    attest: bytes,
+    signature: Signature,
+    key: AkKey,
+    pcrs: Mapping[int, Mapping[int, bytes]],
+    extra_data: bytes,
+    allow_sha1: bool,
+) -> bool:
+    algorithms = _HASHES | _WEAK_HASHES if allow_sha1 else _HASHES
+    # 2. The AK's signature over the quote.
+    _check_signature(key, signature, attest, algorithms)
+    # 3. The quote was made for these claims.
+    if not hmac.compare_digest(quote.extra_data, extra_data):
         raise BindingMismatch("the quote's extraData is not the hash of the claims", code="nonce_mismatch")
-    # 5. The PCR values carried are those quoted, in banks that can be trusted.
-    _check_pcrs(quote, part, signature.hash)
-    values = {_bank_name(bank): {i: v.hex() for i, v in digests.items()} for bank, digests in part.pcrs.items()}
-    return VerifiedQuote(quote, part.ak_public, ak_name(part.ak_public), values)
+    # 4. The PCR values carried are those quoted, in banks that can be trusted.
+    _check_pcrs(quote, pcrs, signature.hash, algorithms)
+    return signature.hash in _WEAK_HASHES or any(bank in _WEAK_HASHES for bank in pcrs)
+
+
+def _values(pcrs: Mapping[int, Mapping[int, bytes]]) -> dict[str, dict[int, str]]:
+    return {_bank_name(bank): {i: v.hex() for i, v in digests.items()} for bank, digests in pcrs.items()}
 
 
 def ak_name(ak_public: bytes) -> str:
@@ -96,14 +155,18 @@ def verify_ak_certificate(
     Gives the earliest end of validity, Unix seconds. Proves that the roots' owner vouches for this AK; *which* machine
     it is in is not checked. Raises VerificationFailed (``ak_not_certified``, ``untrusted_chain``) or Stale.
     """
-    key = _load_key(parse_public(verified.ak_public))
-    leaf = next((c for c in certificates if c.public_key() == key), None)
+    leaf = next((c for c in certificates if c.public_key() == verified.key), None)
     if leaf is None:
         raise VerificationFailed("no certificate for the AK was handed in", code="ak_not_certified")
     return verify_chain(leaf, certificates, roots, now)
 
 
-def _check_ak(public: Public) -> None:
+@lru_cache(maxsize=256)
+def load_ak(ak_public: bytes) -> tuple[Public, AkKey]:
+    """A TPMT_PUBLIC as fields and key, when it is a restricted signing key that cannot leave its TPM. Unverified: who
+    vouches for it is another matter. Remembered, as a fact about these bytes.
+    """
+    public = parse_public(ak_public)
     missing = [name for name, bit in _AK_ATTRIBUTES.items() if not public.attributes & bit]
     if public.attributes & Attribute.DECRYPT:
         missing.append("not decrypt")
@@ -111,15 +174,27 @@ def _check_ak(public: Public) -> None:
         raise VerificationFailed(f"the AK lacks: {', '.join(missing)}", code="ak_attributes")
     if public.name_alg != Alg.SHA256:
         raise UnsupportedEvidence(f"AK name algorithm {public.name_alg:#06x}", code="ak_algorithm")
+    return public, _load_key(public)
 
 
-def _check_signature(public: Public, signature: Signature, signed: bytes) -> None:
-    algorithm = _HASHES.get(signature.hash)
+def _check_strength(key: AkKey) -> None:
+    if isinstance(key, rsa.RSAPublicKey):
+        good = 2048 <= key.key_size <= 4096 and key.public_numbers().e == 65537
+    else:
+        good = key.curve.name in {curve.name for curve in _CURVES.values()}
+    if not good:
+        raise UnsupportedEvidence(f"AK of {key.key_size} bits", code="ak_algorithm")
+
+
+def _check_signature(
+    key: AkKey, signature: Signature, signed: bytes, algorithms: Mapping[int, hashes.HashAlgorithm]
+) -> None:
+    algorithm = algorithms.get(signature.hash)
     if algorithm is None:
         raise UnsupportedEvidence(f"signature hash {signature.hash:#06x}", code="signature_algorithm")
-    if (public.scheme, public.scheme_hash) != (signature.alg, signature.hash):
-        raise VerificationFailed("the signature is not of the AK's own scheme", code="signature_algorithm")
-    key = _load_key(public)
+    is_ecdsa = isinstance(key, ec.EllipticCurvePublicKey)
+    if is_ecdsa != (signature.alg == Alg.ECDSA):
+        raise VerificationFailed("the signature is not of the AK's kind", code="signature_algorithm")
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
             r, s = (int.from_bytes(value, "big") for value in signature.values)
@@ -137,7 +212,7 @@ def _rsa_padding(alg: int, algorithm: hashes.HashAlgorithm) -> padding.Asymmetri
     return padding.PKCS1v15()
 
 
-def _load_key(public: Public) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
+def _load_key(public: Public) -> AkKey:
     schemes = (Alg.ECDSA,) if public.type == Alg.ECC else (Alg.RSASSA, Alg.RSAPSS)
     if public.scheme not in schemes:
         raise UnsupportedEvidence(f"AK scheme {public.scheme:#06x}", code="ak_algorithm")
@@ -160,16 +235,18 @@ def _load_ec(public: Public) -> ec.EllipticCurvePublicKey:
         raise MalformedEvidence("the AK is not a point of its curve") from None
 
 
-def _check_pcrs(quote: Quote, part: QuotePart, hash_alg: int) -> None:
+def _check_pcrs(
+    quote: Quote, pcrs: Mapping[int, Mapping[int, bytes]], hash_alg: int, algorithms: Mapping[int, hashes.HashAlgorithm]
+) -> None:
     if not any(selection.indexes for selection in quote.selections):
         raise VerificationFailed("the quote selects no PCR", code="pcr_selection")
     for selection in quote.selections:
-        if selection.bank not in _HASHES:
+        if selection.bank not in algorithms:
             raise UnsupportedEvidence(f"PCR bank {_bank_name(selection.bank)} is not accepted", code="pcr_bank")
     selected = {selection.bank: set(selection.indexes) for selection in quote.selections if selection.indexes}
-    if selected != {bank: set(values) for bank, values in part.pcrs.items()}:
+    if selected != {bank: set(values) for bank, values in pcrs.items()}:
         raise VerificationFailed("the PCR values carried are not those selected", code="pcr_selection")
-    quoted = b"".join(part.pcrs[s.bank][index] for s in quote.selections for index in s.indexes)
+    quoted = b"".join(pcrs[s.bank][index] for s in quote.selections for index in s.indexes)
     digest = hashlib.new(BANK_NAMES[hash_alg], quoted).digest()
     if not hmac.compare_digest(digest, quote.pcr_digest):
         raise VerificationFailed("the PCR values carried do not give the quoted digest", code="pcr_digest")
