@@ -16,10 +16,11 @@ FIGURES = {
     "nginx": {"rps": [60_000.0, 70_000.0, 50_000.0], "cpu_us": [10.0, 12.0, 11.0], "p50_us": [], "p99_us": []},
     "cube-mesh": {"rps": [30_000.0, 20_000.0, 40_000.0], "cpu_us": [22.0, 33.0, 11.0], "p50_us": [], "p99_us": []},
 }
+AGAINST = {"nginx": "nginx", "cube-mesh": "nginx"}
 
 
 def test_summary_is_medians_and_their_ratio() -> None:
-    result = load.summary(FIGURES, 10_000.0, stream=False)
+    result = load.summary(FIGURES, AGAINST, {}, stream=False)
     assert result["valid"]
     assert result["rows"]["cube-mesh"]["cpu_us"] == {"median": 22.0, "min": 11.0, "max": 33.0}
     assert result["rows"]["cube-mesh"]["ratio"] == {"rps": 0.5, "cpu_us": 2.0}
@@ -28,7 +29,7 @@ def test_summary_is_medians_and_their_ratio() -> None:
 
 def test_a_run_with_a_slow_nginx_is_invalid_and_says_so() -> None:
     slow = {**FIGURES, "nginx": {**FIGURES["nginx"], "rps": [49_999.0]}}
-    result = load.summary(slow, 1.0, stream=False)
+    result = load.summary(slow, AGAINST, {}, stream=False)
     assert not result["valid"]
     assert "INVALID" in load.table(result)
 
@@ -85,11 +86,14 @@ def test_a_short_micro_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "scan a JSON body" in capsys.readouterr().out
 
 
-@pytest.mark.needs("nginx", "wrk", "h2load", "taskset")
+@pytest.mark.needs("nginx", "wrk", "h2load", "taskset", "swtpm", "tpm2_quote")
 def test_a_short_load_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every part of it runs; how fast is not this test's business."""
-    load.main(["--rounds", "1", "--seconds", "1", "--json", str(tmp_path / "out.json")])
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert set(rows) == {"nginx", "nginx again", "cube-mesh"}
+    """Every part of it runs, the attested pair too; how fast is not this test's business."""
+    load.main(["--rounds", "1", "--seconds", "1", "--attested", "--json", str(tmp_path / "out.json")])
+    result = json.loads((tmp_path / "out.json").read_text())
+    rows = result["rows"]
+    assert {row["against"] for row in rows.values()} == {"nginx", "nginx to mutual TLS", "nginx from mutual TLS"}
+    assert {"cube-mesh", "nginx again", "cube-mesh proxy, attested", "cube-mesh agent"} < set(rows)
+    assert set(result["latency_rps"]) == {"plain", "mutual TLS"}
     assert all(row[kind]["median"] > 0 for row in rows.values() for kind in ("rps", "cpu_us", "p50_us", "p99_us"))
     assert "requests/s" in capsys.readouterr().out

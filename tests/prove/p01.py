@@ -172,7 +172,7 @@ LINES = [
     Line("clients", "the openai client through both nodes to a real llama.cpp server; two tenants kept apart", clients),
     Line("access", "authorization table by role; attacks on JWTs", access),
     Line("attacks", "the attack suite: refused with its reason, and successful without the one defence", attacks),
-    Line("streaming", "50 streams of 20 events, 50 ms apart: added median <= 1 ms, p99 <= 5 ms, none merged", streaming),
+    Line("streaming", "50 streams of 20 events 50 ms apart: added median <= 1 ms, p99 <= 5 ms, none merged", streaming),
     Line("cancel", "a cancel reaches the backend within 100 ms", cancel),
     Line("outcomes", "one audit event for each request, whatever its outcome", outcomes),
     Line("crashes", "kill -9 at 50 random moments under load: each whole response has exactly one event", crashes),
