@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import stat
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,30 +23,14 @@ TOOLS = ("swtpm", "tpm2_createprimary", "tpm2_create", "tpm2_load", "tpm2_quote"
 HASH = bytes(range(32))
 
 
-@pytest.fixture
-def tcti(tmp_path: Path, require_tools: Callable[..., None]) -> Iterator[str]:
-    require_tools(*TOOLS)
-    (tmp_path / "state").mkdir()
-    socket = tmp_path / "tpm.sock"
-    process = subprocess.Popen(
-        [
-            "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={tmp_path}/state",
-            "--flags", "not-need-init,startup-clear", "--server",
-            f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl",
-        ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 5
-    while not (socket.exists() and Path(f"{socket}.ctrl").exists()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    yield f"swtpm:path={socket}"
-    process.terminate()
-    process.wait(5)
-
-
 def test_quotes_verify_and_a_policy_made_from_the_first_pins_the_machine(
-    tcti: str, tmp_path: Path, evidence: Callable[[Collector], bytes], expected: Expected
+    tcti: str,
+    tmp_path: Path,
+    evidence: Callable[[Collector], bytes],
+    expected: Expected,
+    require_tools: Callable[..., None],
 ) -> None:
+    require_tools(*TOOLS)
     ak_file = tmp_path / "ak"
     with TpmCollector(tcti, (0, 7, 16), ak_file=str(ak_file)) as tpm:
         first = Verifier(first_report_policy("vtpm")).appraise(evidence(tpm), expected, now=NOW)
