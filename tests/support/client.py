@@ -15,7 +15,7 @@ import h11
 
 @dataclass
 class Reply:
-    """``whole``: the response ended as its framing says. ``pieces``: each read that brought body, with its time."""
+    """``whole``: the response ended as its framing says."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -104,6 +104,25 @@ class Client:
         except (OSError, h11.ProtocolError):
             reply.whole = False
         return reply
+
+    # -- raw, without h11: for bytes that no client library would send
+
+    async def write(self, data: bytes) -> None:
+        """These bytes, in a segment of their own where the kernel agrees."""
+        self._writer.write(data)
+        await self._writer.drain()
+        await asyncio.sleep(0)
+
+    async def head(self) -> str:
+        """The next response's head; its body is read and dropped."""
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        lower = head.lower()
+        if "content-length: " in lower:
+            await self._reader.readexactly(int(lower.split("content-length: ")[1].split("\r\n")[0]))
+        return head
+
+    async def status(self) -> int:
+        return int((await self.head()).split()[1])
 
     @property
     def reusable(self) -> bool:
