@@ -46,6 +46,11 @@ bench: $(VENV)/.test tools ## micro benchmarks, then load beside nginx where it 
 	$(BIN)/python -m bench.micro
 	$(BIN)/python -m bench.load
 
+prove: prove-01 ## every "must show" line of every issue, in full; figures go to docs/proofs/
+
+prove-%: $(VENV)/.test $(VENV)/.model tools
+	$(BIN)/python -m tests.prove $*
+
 wheel: $(VENV)/.test ## build sdist and wheel, install the wheel in an empty environment, run it
 	rm -rf dist build
 	$(BIN)/python -m build --outdir dist .

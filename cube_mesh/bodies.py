@@ -1,5 +1,5 @@
-"""What we read of bodies: a few members of a JSON request, and the token usage at the end of a response. Nothing else is
-looked at, and nothing here is kept or logged.
+"""What we read of bodies: a few members of a JSON request, and the token usage at the end of a response. Nothing else
+is looked at, and nothing here is kept or logged.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ _decode_usage = msgspec.json.Decoder(_Usage).decode
 def read_usage(data: bytes) -> tuple[int | None, int | None]:
     """(input, output) tokens that the backend reported in the end of a response; None where it did not say.
 
-    Inside a JSON string every quote is escaped, so ``"usage"`` is a member name wherever it stands in the raw bytes; the
-    last one counts, which is where OpenAI's responses and the last event of its streams carry it.
+    Inside a JSON string every quote is escaped, so ``"usage"`` is a member name wherever it stands in the raw bytes;
+    the last one counts, which is where OpenAI's responses and the last event of its streams carry it.
     """
     at = data.rfind(b'"usage"')
     at = data.find(b"{", at, at + 16) if at >= 0 else -1

@@ -10,7 +10,7 @@ from cube_mesh.settings import BackendTls
 
 
 class PlainConnector:
-    """TCP without TLS. Whether a target may be reached this way is the configuration's to decide, before this is built."""
+    """TCP without TLS. Whether a target may be reached this way was decided before this is built."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port

@@ -1,7 +1,7 @@
 """Deadlines without a timer per request: objects carry the time of their next deadline, one sweep finds who is over it.
 
-An event-loop timer costs about a microsecond to set and cancel; a float attribute costs nothing. The price is resolution:
-a deadline is noticed up to ``SWEEP_S`` late.
+An event-loop timer costs about a microsecond to set and cancel; a float attribute costs nothing. The price is
+resolution: a deadline is noticed up to ``SWEEP_S`` late.
 """
 
 from __future__ import annotations

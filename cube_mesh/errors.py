@@ -70,7 +70,9 @@ class DependencyError(CubeMeshError):
     status = 502
     error_type = "upstream_error"
 
-    def __init__(self, code: str, message: str, *, detail: str = "", status: int = 502, retryable: bool = False) -> None:
+    def __init__(
+        self, code: str, message: str, *, detail: str = "", status: int = 502, retryable: bool = False
+    ) -> None:
         super().__init__(code, message, detail=detail, status=status)
         self.retryable = retryable
 

@@ -7,7 +7,6 @@ Sizes are body bytes. Text that a client chose (path, user agent, model) is here
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,9 @@
-"""Health: is the process alive, may it serve, and the original's ``/health``. Answers from state, does no work of its own.
+"""Health: is the process alive, may it serve, and the original's ``/health``. Answers from state, does no work of its
+own.
 
-``/livez`` is 200 while the loop runs. ``/readyz`` is 200 only when every check holds, 503 otherwise, and its body names each
-check and what it waits for; no secret and no address of a tenant is in it. ``/healthz`` is an alias of ``/readyz``.
+``/livez`` is 200 while the loop runs. ``/readyz`` is 200 only when every check holds, 503 otherwise, and its body names
+each check and what it waits for; no secret and no address of a tenant is in it. ``/healthz`` is an alias of
+``/readyz``.
 """
 
 from __future__ import annotations

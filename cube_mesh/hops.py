@@ -1,7 +1,8 @@
-"""Which fields cross which hop, and the fields of ours that are added. One list per direction, so that it can be audited.
+"""Which fields cross which hop, and the fields of ours that are added. One list per direction, so that it can be
+audited.
 
-Hop-by-hop fields (RFC 9110 7.6.1) never cross. Names that we or Cube AI give a meaning to never cross a trust border from
-the less trusted side: a client cannot claim an attestation, an upstream cannot fake one.
+Hop-by-hop fields (RFC 9110 7.6.1) never cross. Names that we or Cube AI give a meaning to never cross a trust border
+from the less trusted side: a client cannot claim an attestation, an upstream cannot fake one.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ _FORWARDED = (b"forwarded", b"via", b"x-real-ip", b"x-forwarded-for", b"x-forwar
               b"x-forwarded-port", b"x-forwarded-prefix")  # fmt: skip
 _OURS = (b"host", b"x-request-id", b"traceparent", b"tracestate")
 
-FROM_CLIENT = FieldSet(
-    names=_HOP_BY_HOP + _INTERNAL + _CREDENTIALS + _FORWARDED + _OURS, prefixes=_INTERNAL_PREFIXES
-)
+FROM_CLIENT = FieldSet(names=_HOP_BY_HOP + _INTERNAL + _CREDENTIALS + _FORWARDED + _OURS, prefixes=_INTERNAL_PREFIXES)
 TO_CLIENT = FieldSet(
     names=(*_HOP_BY_HOP, *_INTERNAL, b"x-request-id", b"x-accel-buffering", b"set-cookie", b"alt-svc"),
     prefixes=_INTERNAL_PREFIXES,
@@ -36,8 +35,8 @@ TO_CLIENT = FieldSet(
 class Hop:
     """One upstream: its pool, and how a request's head is written for it.
 
-    ``mesh`` marks an attested agent, which is told the domain; any other upstream is a backend and gets ``authorization``,
-    the backend's own credential, if there is one. The tenant's credential is in neither.
+    ``mesh`` marks an attested agent, which is told the domain; any other upstream is a backend and gets
+    ``authorization``, the backend's own credential, if there is one. The tenant's credential is in neither.
     """
 
     def __init__(self, name: str, host: str, pool: Pool, *, mesh: bool, api_key: str = "") -> None:
@@ -53,8 +52,7 @@ class Hop:
     def head(self, exchange: Exchange, length: int, data: bytes = b"", pos: int = 0, end: int = 0) -> bytes:
         """The request head for this hop with ``data[pos:end]`` behind it; ``length`` as RequestHead.render."""
         fixed = (
-            f"{self._fixed}x-request-id: {exchange.request_id}\r\n"
-            f"traceparent: {traceparent_for_upstream(exchange)}\r\n"
+            f"{self._fixed}x-request-id: {exchange.request_id}\r\ntraceparent: {traceparent_for_upstream(exchange)}\r\n"
         )
         if exchange.tracestate:
             fixed += f"tracestate: {exchange.tracestate}\r\n"
@@ -62,4 +60,3 @@ class Hop:
             fixed += f"x-cube-domain: {exchange.domain_id}\r\n"
         target = exchange.upstream_target or exchange.head.target
         return exchange.head.render(target, fixed.encode("ascii"), FROM_CLIENT, length, data, pos, end)
-

@@ -53,5 +53,5 @@ def error_response(error: CubeMeshError) -> Response:
 
 
 def error_frame(error: CubeMeshError) -> bytes:
-    """The terminal frame of a broken event stream: one ``data:`` line, after which the connection ends without [DONE]."""
+    """The terminal frame of a broken event stream: one ``data:`` line; the connection ends behind it, without [DONE]."""
     return b"data: " + error_body(error) + b"\n\n"

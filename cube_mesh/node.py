@@ -75,7 +75,7 @@ async def _serve(role: Role, settings: Settings) -> int:
 
 
 class Stop:
-    """Signals: the first asks the node to drain, the second to stop now. SIGHUP is accepted and has nothing to reload."""
+    """Signals: the first asks the node to drain, the second to stop now. SIGHUP has nothing to reload yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.asked = asyncio.Event()
@@ -97,7 +97,9 @@ class Node:
         self._role_name = role
         self._settings = settings
         unsafe = settings.unsafe_allow_simulated
-        self._writer, json_lines = log.setup(settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=unsafe)
+        self._writer, json_lines = log.setup(
+            settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=unsafe
+        )
         self._phase = "starting"  # "" while the node may serve
         self._local: asyncio.Server | None = None
         self._role: NodeRole | None = None
@@ -126,9 +128,7 @@ class Node:
         role: NodeRole = ProxyRole(self._parts) if self._role_name == "proxy" else AgentRole(self._parts)
         self._role = role
         self._collector.gauge("cube_requests_in_flight", "Requests being served.", lambda: role.service.in_flight)
-        self._collector.gauge(
-            "cube_connections", "Open client connections.", lambda: len(role.service.connections)
-        )
+        self._collector.gauge("cube_connections", "Open client connections.", lambda: len(role.service.connections))
         self._collector.counter(
             "cube_log_lines_lost", "Log lines that nobody read in time.", "log", lambda: {"node": self._writer.lost}
         )

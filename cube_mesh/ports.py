@@ -1,8 +1,8 @@
 """The Protocols through which the chain reaches the world, and the frozen values that cross them.
 
-Stages and connections import only this, ``exchange`` and ``message``; the adapters that implement the ports are known to
-``node`` alone. A port that may have to wait returns *either* the value *or* an awaitable of it: the common case (a cached
-key, a warm connection) answers at once, so a request that needs nothing creates no task and suspends nowhere.
+Stages and connections import only this, ``exchange`` and ``message``; the adapters that implement the ports are known
+to ``node`` alone. A port that may have to wait returns *either* the value *or* an awaitable of it: the common case (a
+cached key, a warm connection) answers at once, so a request that needs nothing creates no task and suspends nowhere.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ Verdict: TypeAlias = "Response | None"
 
 
 class Gate(Protocol):
-    """A stage that may refuse. ``enter`` gives None to go on, a Response to answer at once, or raises a CubeMeshError."""
+    """A stage that may refuse. ``enter`` gives None to go on, a Response to answer with, or raises CubeMeshError."""
 
     def enter(self, exchange: Exchange) -> Verdict | Awaitable[Verdict]: ...
 
@@ -200,7 +200,8 @@ class Connector(Protocol):
     """Opens one ready connection to a target: TCP, TLS or attested TLS, gate passed, deadline included.
 
     The protocol's ``connection_made`` is called with a Transport whose ``get_extra_info("attestation")`` is a
-    ChannelAttestation for an attested target. Raises DependencyError, with the attestation reason code where it was that.
+    ChannelAttestation for an attested target. Raises DependencyError, with the attestation reason code where it was
+    that.
     """
 
     async def connect(self, protocol_factory: Callable[[], asyncio.Protocol]) -> asyncio.Protocol: ...

@@ -1,7 +1,8 @@
-"""The route table: immutable, ordered, compiled once; says which rule takes a request, and can say why the others did not.
+"""The route table: immutable, ordered, compiled once; says which rule takes a request, and can say why the others did
+not.
 
-Order is priority, highest first, then name: a total order, so that equal priorities never depend on luck. Path patterns see
-the path after the domain is stripped. Regular expressions are RE2 (linear time), anchored at both ends.
+Order is priority, highest first, then name: a total order, so that equal priorities never depend on luck. Path patterns
+see the path after the domain is stripped. Regular expressions are RE2 (linear time), anchored at both ends.
 """
 
 from __future__ import annotations

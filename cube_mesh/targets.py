@@ -1,7 +1,8 @@
-"""Upstreams from the configuration to targets: which connector, which pool, which fields. Refuses what is not safe to dial.
+"""Upstreams from the configuration to targets: which connector, which pool, which fields. Refuses what is not safe to
+dial.
 
-A plain target must be on this machine; an attested one needs a connector that attests. Nothing falls back from one kind to
-the other.
+A plain target must be on this machine; an attested one needs a connector that attests. Nothing falls back from one kind
+to the other.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def build_targets(
     sweeper: Sweeper,
     attested: Callable[[Upstream, str, int], Connector] | None,
 ) -> dict[str, Hop]:
-    """One Hop per upstream, by name. ``attested`` makes the connector of an ``atls`` target; None = this role has none."""
+    """One Hop per upstream, by name. ``attested`` makes connectors of ``atls`` targets; None = this role has none."""
     targets: dict[str, Hop] = {}
     for upstream in upstreams:
         if upstream.name in targets:
@@ -84,7 +85,9 @@ def _api_key(upstream: Upstream, scheme: str) -> str:
             where = f"upstreams.{upstream.name}.api_key_file"
             raise ConfigError(f"cannot be read: {error}", key=where) from None
     if key and scheme == "atls":
-        raise ConfigError("a backend key belongs to the agent's configuration", key=f"upstreams.{upstream.name}.api_key")
+        raise ConfigError(
+            "a backend key belongs to the agent's configuration", key=f"upstreams.{upstream.name}.api_key"
+        )
     if any(not 0x21 <= ord(c) <= 0x7E for c in key):
         raise ConfigError("must be printable ASCII without spaces", key=f"upstreams.{upstream.name}.api_key")
     return key

@@ -1,7 +1,8 @@
 """Upstream connections and their pool: one request at a time on each, kept for the next, cancelled by closing.
 
-The connection parses responses and calls its handler (the downstream connection) directly: no task, no queue. A response
-that does not keep to HTTP/1.1, ends early or comes late becomes one ``upstream_failed`` call with a DependencyError.
+The connection parses responses and calls its handler (the downstream connection) directly: no task, no queue. A
+response that does not keep to HTTP/1.1, ends early or comes late becomes one ``upstream_failed`` call with a
+DependencyError.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable
+from contextlib import suppress
 from time import perf_counter, time
 from typing import Any, Protocol, cast
 
@@ -278,10 +280,8 @@ class Pool:
         self._open.discard(connection)
         self._sweeper.discard(connection)
         if connection.handler is None:
-            try:
+            with suppress(ValueError):
                 self._idle.remove(connection)
-            except ValueError:
-                pass
 
     def close(self) -> None:
         """Close every connection; exchanges still on them fail."""

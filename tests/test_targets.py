@@ -39,7 +39,8 @@ def test_urls(url: str, parts: tuple[str, str, int]) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "127.0.0.1:80", "ftp://h", "http://", "http://h:x", "http://h:99999", "http://u:p@h", "http://h/x", "http://h?x",
+    ["", "127.0.0.1:80", "ftp://h", "http://", "http://h:x", "http://h:99999", "http://u:p@h", "http://h/x",
+    "http://h?x",
      "http://h#f", "unix:///x"],
 )  # fmt: skip
 def test_bad_urls(url: str) -> None:
@@ -103,7 +104,8 @@ def test_a_backend_gets_its_own_key_and_an_agent_the_domain() -> None:
 @pytest.mark.parametrize(
     "name",
     [b"authorization", b"proxy-authorization", b"cookie", b"connection", b"transfer-encoding", b"x-cube-domain",
-     b"x-attestation-ok", b"x-tls-version", b"x-guardrails-request", b"x-forwarded-for", b"x-request-id", b"traceparent"],
+     b"x-attestation-ok", b"x-tls-version", b"x-guardrails-request", b"x-forwarded-for", b"x-request-id",
+     b"traceparent"],
 )  # fmt: skip
 def test_what_a_client_sends_stops_here(name: bytes) -> None:
     assert name in FROM_CLIENT and name.upper() in FROM_CLIENT

@@ -1,7 +1,7 @@
 """Forward: the last gate. Decides whether the request can be sent as it is, and hands the connection its target.
 
-What it refuses are bodies that we could not read as the backend would: a content coding on an endpoint whose JSON we act on,
-or a length beyond the limit, known before a byte of it is read.
+What it refuses are bodies that we could not read as the backend would: a content coding on an endpoint whose JSON we
+act on, or a length beyond the limit, known before a byte of it is read.
 """
 
 from __future__ import annotations
