@@ -1,7 +1,8 @@
 """Certificate chains to roots that the relying party chose (RFC 5280 §6.1, the part that attestation keys use).
 
 Checked: signatures and names, validity at ``now``, that issuers are CAs that may sign certificates, path length, no
-unknown critical extension. Not checked: revocation, names of the leaf, name constraints (critical ones are refused).
+unknown critical extension. Not checked by ``verify_chain``: revocation (``check_crl`` and ``check_not_revoked``, with
+lists that are handed in), names of the leaf, name constraints (critical ones are refused).
 """
 
 from __future__ import annotations
@@ -16,11 +17,24 @@ from cryptography.x509.oid import ExtensionOID
 
 from attest.errors import MalformedEvidence, Stale, VerificationFailed
 
-__all__ = ["check_validity", "load_certificate", "verify_chain"]
+__all__ = [
+    "check_crl",
+    "check_not_revoked",
+    "check_validity",
+    "load_certificate",
+    "load_certificates",
+    "load_chain",
+    "load_crl",
+    "verify_chain",
+]
 
 MAX_CHAIN = 5
+MAX_CRL_BYTES = 4 << 20
+_PEM_END = b"-----END CERTIFICATE-----"
 # Every certificate of an AMD chip has serial number 0. cryptography warns of it on each load; we know.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
+# Google's older vTPM CAs have common names longer than X.520 allows.
+warnings.filterwarnings("ignore", message="Attribute's length must be")
 _UNPARSABLE = (
     ValueError,
     TypeError,
@@ -29,6 +43,7 @@ _UNPARSABLE = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
+_UNDERSTOOD_IN_CRLS = {ExtensionOID.AUTHORITY_KEY_IDENTIFIER, ExtensionOID.CRL_NUMBER}
 _UNDERSTOOD = {
     ExtensionOID.BASIC_CONSTRAINTS,
     ExtensionOID.KEY_USAGE,
@@ -51,6 +66,94 @@ def load_certificate(raw: bytes) -> x509.Certificate:
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
     return certificate
+
+
+def load_certificates(raw: bytes) -> tuple[x509.Certificate, ...]:
+    """One certificate or more, PEM (text between them is ignored) or DER, in their order; zero bytes may follow."""
+    raw = raw.rstrip(b"\x00") if raw.lstrip()[:10] == b"-----BEGIN" else raw
+    if raw[:1] == b"\x30":
+        blocks = _der_blocks(raw)
+    else:
+        blocks = [block[block.find(b"-----BEGIN") :] + _PEM_END for block in raw.split(_PEM_END)[:-1]]
+    if not 1 <= len(blocks) <= 2 * MAX_CHAIN:
+        raise MalformedEvidence(f"{len(blocks)} certificates in a chain", code="malformed_certificate")
+    return tuple(load_certificate(block) for block in blocks)
+
+
+def load_chain(raw: bytes) -> tuple[x509.Certificate, ...]:
+    """As :func:`load_certificates`, leaf first: where a self-issued certificate comes first, the order is turned."""
+    chain = load_certificates(raw)
+    return chain[::-1] if chain[0].issuer == chain[0].subject else chain
+
+
+def _der_blocks(raw: bytes) -> list[bytes]:
+    """DER SEQUENCEs that stand one after another, cut by their lengths (two length bytes, as certificates have)."""
+    blocks = []
+    while raw.rstrip(b"\x00"):
+        size = 4 + int.from_bytes(raw[2:4], "big")
+        if raw[:2] != b"\x30\x82" or size > len(raw):
+            raise MalformedEvidence("not DER certificates one after another", code="malformed_certificate")
+        blocks.append(raw[:size])
+        raw = raw[size:]
+    return blocks
+
+
+@lru_cache(maxsize=32)
+def load_crl(raw: bytes) -> x509.CertificateRevocationList:
+    """One DER or PEM revocation list, unverified; MalformedEvidence when it is none."""
+    if len(raw) > MAX_CRL_BYTES:
+        raise MalformedEvidence(f"revocation list of {len(raw)} bytes is above {MAX_CRL_BYTES}", code="malformed_crl")
+    try:
+        crl = x509.load_pem_x509_crl(raw) if raw.startswith(b"-----BEGIN") else x509.load_der_x509_crl(raw)
+        _ = crl.issuer, crl.extensions, crl.signature_hash_algorithm, crl.last_update_utc, crl.next_update_utc
+        _ = len(crl), crl.get_revoked_certificate_by_serial_number(1)
+    except _UNPARSABLE as error:
+        raise MalformedEvidence(f"revocation list: {error}", code="malformed_crl") from None
+    return crl
+
+
+def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now: float) -> float:
+    """The list is ``issuer``'s, by name, key and right to sign lists, and in its time; gives its nextUpdate, Unix s.
+
+    Raises VerificationFailed (``crl_issuer``, ``crl_signature``, ``critical_extension``) or Stale (``crl_expired``,
+    ``crl_not_yet_valid``). A list without nextUpdate never ends, and is refused for that (RFC 5280 §5.1.2.5 wants it).
+    """
+    name = issuer.subject.rfc4514_string()
+    if crl.issuer != issuer.subject or not _signs_crls(issuer):
+        raise VerificationFailed(f"the revocation list is not of {name}", code="crl_issuer")
+    unknown = [e.oid.dotted_string for e in crl.extensions if e.critical and e.oid not in _UNDERSTOOD_IN_CRLS]
+    if unknown:
+        raise VerificationFailed(f"revocation list has critical extension {unknown[0]}", code="critical_extension")
+    if not _crl_signed(crl, issuer):
+        raise VerificationFailed(f"the revocation list is not signed by {name}", code="crl_signature")
+    if now < crl.last_update_utc.timestamp():
+        raise Stale(f"the revocation list of {name} is of later", code="crl_not_yet_valid")
+    if crl.next_update_utc is None or crl.next_update_utc.timestamp() < now:
+        raise Stale(f"the revocation list of {name} has expired", code="crl_expired")
+    return crl.next_update_utc.timestamp()
+
+
+def check_not_revoked(certificate: x509.Certificate, crl: x509.CertificateRevocationList) -> None:
+    """The serial number is not in the list of the certificate's issuer (``check_crl`` comes first), any reason."""
+    if certificate.issuer != crl.issuer:
+        raise VerificationFailed("the revocation list is of another issuer", code="crl_issuer")
+    if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+        name = certificate.subject.rfc4514_string()
+        raise VerificationFailed(f"certificate {name} is revoked", code="certificate_revoked")
+
+
+def _crl_signed(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    try:
+        return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+
+
+def _signs_crls(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign
+    except x509.ExtensionNotFound:
+        return False
 
 
 def check_validity(certificate: x509.Certificate, now: float) -> float:

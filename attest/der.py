@@ -1,0 +1,64 @@
+"""As much of DER (X.690) as vendors' certificate extensions need: definite, minimal lengths and nothing left over."""
+
+from __future__ import annotations
+
+from attest.errors import MalformedEvidence
+
+__all__ = ["INTEGER", "OCTET_STRING", "OID", "SEQUENCE", "Tlv", "der_items", "der_oid", "der_unsigned"]
+
+INTEGER, OCTET_STRING, OID, SEQUENCE = 0x02, 0x04, 0x06, 0x30
+Tlv = tuple[int, bytes]  # tag and content
+_MAX_ITEMS = 256
+
+
+def der_items(raw: bytes) -> list[Tlv]:
+    """The elements that stand one after another in ``raw``, which must be all of it. Raises MalformedEvidence."""
+    items: list[Tlv] = []
+    at = 0
+    while at < len(raw):
+        tag, start, end = _header(raw, at)
+        if end > len(raw) or len(items) == _MAX_ITEMS:
+            raise MalformedEvidence("DER: an element that is cut, or too many")
+        items.append((tag, raw[start:end]))
+        at = end
+    return items
+
+
+def _header(raw: bytes, at: int) -> tuple[int, int, int]:
+    """Tag, start and end of the content of the element at ``at``."""
+    tag, first = raw[at], raw[at + 1 : at + 2]
+    if not first or tag & 0x1F == 0x1F:
+        raise MalformedEvidence("DER: no length, or a tag of several bytes")
+    if first[0] < 0x80:
+        return tag, at + 2, at + 2 + first[0]
+    count = first[0] & 0x7F
+    size = int.from_bytes(raw[at + 2 : at + 2 + count], "big")
+    start = at + 2 + count
+    if not 1 <= count <= 3 or start > len(raw) or size < 0x80 or size >> (8 * (count - 1)) == 0:
+        raise MalformedEvidence("DER: a length that is not minimal")
+    return tag, start, start + size
+
+
+def der_oid(content: bytes) -> str:
+    """An OBJECT IDENTIFIER's content as dotted text. Raises MalformedEvidence."""
+    if not content or content[-1] & 0x80:
+        raise MalformedEvidence("DER: an OBJECT IDENTIFIER that is cut")
+    arcs, value = [], 0
+    for byte in content:
+        if value == 0 and byte == 0x80:
+            raise MalformedEvidence("DER: an OBJECT IDENTIFIER that is not minimal")
+        value = value << 7 | byte & 0x7F
+        if not byte & 0x80:
+            arcs.append(value)
+            value = 0
+    first = min(arcs[0] // 40, 2)
+    return ".".join(str(arc) for arc in (first, arcs[0] - 40 * first, *arcs[1:]))
+
+
+def der_unsigned(content: bytes, maximum: int) -> int:
+    """An INTEGER's content from 0 to ``maximum``. Raises MalformedEvidence."""
+    minimal = len(content) == 1 or (len(content) > 1 and (content[0] or content[1] & 0x80))
+    value = int.from_bytes(content, "big", signed=True)
+    if not minimal or not 0 <= value <= maximum:
+        raise MalformedEvidence(f"DER: not an INTEGER from 0 to {maximum}")
+    return value
