@@ -33,6 +33,7 @@ __all__ = [
     "check_times",
     "decode_base64url",
     "load_json",
+    "nonce_forms",
     "parse_jwks",
     "parse_token",
     "rsa_key",
@@ -306,3 +307,11 @@ def _date(claims: dict[str, Any], name: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= _NUMERIC_DATE_MAX:
         raise MalformedEvidence(f"token: {name} is no time")
     return float(value)
+
+
+def nonce_forms(nonce: bytes) -> tuple[bytes, bytes]:
+    """The texts by which a token may repeat a nonce: its bytes as they are, or as unpadded base64url.
+
+    Services take text, so a digest travels in the second form. Both say the same nonce and nothing else.
+    """
+    return nonce, base64.urlsafe_b64encode(nonce).rstrip(b"=")
