@@ -216,13 +216,14 @@ def exited_boot_services(log: EventLog) -> bool:
     return any(event.type == EV_EFI_ACTION and event.data == EXIT_BOOT_SERVICES for event in log.events)
 
 
-def secure_boot(log: EventLog) -> bool | None:
-    """Value of the first UEFI variable SecureBoot that was measured, None when none was. Compare digests first
-    (:func:`unmatched_data`): the data is the host's word until then.
+def secure_boot(log: EventLog, index: int) -> bool | None:
+    """Value of the first UEFI variable SecureBoot measured into register ``index`` (PCR 7, in a CCEL 1), None when none
+    was. The data is the host's word until replay and :func:`unmatched_data` have proven it.
     """
     name = "SecureBoot".encode("utf-16-le")
     head = _GLOBAL_VARIABLE + len("SecureBoot").to_bytes(8, "little")
     for event in log.events:
-        if event.type == EV_EFI_VARIABLE_DRIVER_CONFIG and event.data[:24] == head and event.data[32:52] == name:
+        named = event.data[:24] == head and event.data[32:52] == name
+        if event.index == index and event.type == EV_EFI_VARIABLE_DRIVER_CONFIG and named:
             return event.data[24:32] == (1).to_bytes(8, "little") and event.data[52:] == b"\x01"
     return None

@@ -1,0 +1,1 @@
+"""Google Cloud: Confidential Space tokens, vTPM certificates of GCE instances, endorsements of launch measurements."""

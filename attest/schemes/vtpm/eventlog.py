@@ -1,0 +1,63 @@
+"""An event log beside a verified quote: what its registers were measured from. The log is proven by replay, no more."""
+
+from __future__ import annotations
+
+import msgspec
+
+from attest.errors import VerificationFailed
+from attest.eventlog import EV_NO_ACTION, EventLog, parse_event_log, replay, separators, unmatched_data
+from attest.schemes.vtpm.abi import BANK_NAMES
+from attest.schemes.vtpm.verify import VerifiedQuote
+
+__all__ = ["VerifiedLog", "verify_event_log"]
+
+_FIRMWARE_PCRS = range(8)
+_PREFERRED = ("sha512", "sha384", "sha256", "sha1")
+
+
+class VerifiedLog(msgspec.Struct, frozen=True):
+    """What a log says of quoted PCRs of ``bank``. ``covered``: PCRs that it explains completely. ``proven``: the events
+    that were extended into those; all others were dropped, because nothing vouches for them.
+    """
+
+    proven: EventLog
+    bank: str
+    covered: tuple[int, ...]
+
+    def digests(self, index: int) -> tuple[str, ...]:
+        """Hex digests that were extended into a covered PCR, in order."""
+        alg = _ALGORITHMS[self.bank]
+        return tuple(event.digests[alg].hex() for event in self.proven.events if event.index == index)
+
+
+_ALGORITHMS = {name: alg for alg, name in BANK_NAMES.items()}
+
+
+def verify_event_log(raw_log: bytes, quote: VerifiedQuote) -> VerifiedLog:
+    """Replay a log against the strongest bank that both have; every PCR in both must agree.
+
+    Also: data whose type says that it was hashed gives its digest, and PCR 0 to 7 have exactly one separator each.
+    Raises MalformedEvidence, or VerificationFailed with ``event_log_bank``, ``event_log_empty``, ``event_log_replay``,
+    ``event_log_data`` or ``event_log_separator``. Not checked: which events are wanted (``appraise``).
+    """
+    log = parse_event_log(raw_log)
+    bank = next((n for n in _PREFERRED if quote.pcrs.get(n) and _ALGORITHMS[n] in log.algorithms), None)
+    if bank is None:
+        raise VerificationFailed("no bank is both quoted and logged", code="event_log_bank")
+    values, quoted = replay(log, _ALGORITHMS[bank]), quote.pcrs[bank]
+    covered = tuple(sorted(values.keys() & quoted.keys()))
+    if not covered:
+        raise VerificationFailed("the event log measures none of the quoted PCRs", code="event_log_empty")
+    wrong = [index for index in covered if values[index].hex() != quoted[index]]
+    if wrong:
+        raise VerificationFailed(f"the event log does not replay to PCR {wrong}", code="event_log_replay")
+    events = tuple(e for e in log.events if e.index in covered and e.type != EV_NO_ACTION)
+    proven = EventLog(log.algorithms, events, log.locality)
+    unmatched = unmatched_data(proven, _ALGORITHMS[bank])
+    if unmatched:
+        raise VerificationFailed(f"events {unmatched[:8]} have data of another digest", code="event_log_data")
+    for index in covered:
+        count = separators(proven, index)
+        if index in _FIRMWARE_PCRS and count != 1:
+            raise VerificationFailed(f"PCR {index} has {count} separators, not one", code="event_log_separator")
+    return VerifiedLog(proven, bank, covered)
