@@ -22,6 +22,7 @@ __all__ = [
     "HARDWARE",
     "MAX_EVIDENCE_BYTES",
     "SNP_REPORT_TYPE",
+    "TDX_QUOTE_TYPE",
     "TOKEN",
     "TPM2_QUOTE_TYPE",
     "TPM_QUOTE",
@@ -39,6 +40,7 @@ CMW_OID = "1.3.6.1.5.5.7.1.35"  # id-pe-cmw
 COLLECTION_TYPE = "urn:cube-mesh:evidence:1"
 CLAIMS_TYPE = "application/vnd.cube-mesh.claims+cbor"
 SNP_REPORT_TYPE = "application/vnd.cube-mesh.snp-report"
+TDX_QUOTE_TYPE = "application/vnd.cube-mesh.tdx-quote"
 TPM2_QUOTE_TYPE = "application/vnd.cube-mesh.tpm2-quote+cbor"
 ENDORSEMENTS_TYPE = "application/vnd.cube-mesh.endorsements+cbor"
 
