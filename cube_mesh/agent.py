@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
-from cube_mesh.connection import Service
+from cube_mesh.connection import Downstream
 from cube_mesh.errors import ConfigError
 from cube_mesh.keeper import keeper_from_settings
 from cube_mesh.listener import bind, is_loopback
 from cube_mesh.middleware import agent_chain
 from cube_mesh.parts import Parts, route_table
+from cube_mesh.service import Service
 from cube_mesh.targets import build_targets
 from cube_mesh.tls.connector import AttestedServer, log_gate
 from cube_mesh.tls.port import GateEvent
@@ -32,11 +34,18 @@ class AgentRole:
         routes = route_table(settings.routes, settings.upstreams)
         common = parts.common(str(self._keeper.node_id), routes, dict(self._targets), self._export)
         self.service = Service(
-            agent_chain(common), settings.limits, settings.timeouts, parts.sweeper, {}, parts.numbers.protocol_error
+            agent_chain(common),
+            settings.limits,
+            settings.timeouts,
+            parts.sweeper,
+            {},
+            parts.numbers.protocol_error,
+            admission=parts.admission,
+            pipelining=settings.listen.pipelining,
         )
         self._front = AttestedServer(
             self._keeper,
-            self.service.protocol,
+            partial(Downstream, self.service),
             settings.attestation,
             settings.mesh.allowed_proxies,
             on_gate=self._on_gate,

@@ -1,5 +1,5 @@
-"""What we read of bodies: a few members of a JSON request, and the token usage at the end of a response. Nothing else
-is looked at, and nothing here is kept or logged.
+"""What we read of bodies: a request's framing, size and pace, a few members of a JSON request, and the token usage at
+the end of a response. Nothing else is looked at, and nothing here is kept or logged.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
-from cube_mesh._fastpath import scan_members, value_end
-from cube_mesh.errors import PeerError
+from cube_mesh._fastpath import FRAMING_CHUNKED, ChunkedReader, RequestHead, scan_members, value_end
+from cube_mesh.errors import FramingError, PeerError
 from cube_mesh.exchange import Exchange
 
 T = TypeVar("T")
@@ -24,6 +24,41 @@ _WANTED = {
 _MAX_MODEL = 256
 _KEEP = 8_192  # bytes of a response's end in which usage is looked for
 _INVALID = "The request body is invalid."
+
+
+class IncomingBody:
+    """A request body that arrives in pieces: where it ends, and how much of it has come. ``size`` is in bytes."""
+
+    __slots__ = ("_chunks", "_left", "_limit", "_seen", "size")
+
+    def __init__(self, head: RequestHead, limit: int) -> None:
+        self._chunks = ChunkedReader() if head.framing == FRAMING_CHUNKED else None
+        self._left = head.content_length
+        self._limit = limit
+        self._seen = 0
+        self.size = 0
+
+    def take(self, data: bytes, pos: int) -> tuple[bytes, bytes, bool]:
+        """The body bytes in ``data[pos:]``, what lies behind the body, and whether the body ended.
+
+        Raises FramingError: bad chunks, or 413 beyond ``limit`` bytes.
+        """
+        if self._chunks is not None:
+            payload = self._chunks.feed(data, pos)
+            rest, last = data[self._chunks.pos :], self._chunks.done
+        else:
+            end = min(len(data), pos + self._left)
+            self._left -= end - pos
+            payload, rest, last = data[pos:end], data[end:], self._left == 0
+        self.size += len(payload)
+        if self.size > self._limit:
+            raise FramingError("body_too_large", "The request body is too large.", 413)
+        return payload, rest, last
+
+    def progress(self) -> int:
+        """Bytes since it was last asked."""
+        came, self._seen = self.size - self._seen, self.size
+        return came
 
 
 def read_members(exchange: Exchange, data: bytes, pos: int, end: int) -> None:

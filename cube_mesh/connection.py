@@ -12,99 +12,38 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from cube_mesh._fastpath import (
     FRAMING_CHUNKED,
     FRAMING_LENGTH,
     FRAMING_NONE,
-    ChunkedReader,
     RequestHead,
     ResponseHead,
     frame_chunk,
     scan_request,
 )
-from cube_mesh.bodies import UsageTail, ends_in_error, read_members, read_usage
-from cube_mesh.deadlines import NEVER, Sweeper
+from cube_mesh.bodies import IncomingBody, UsageTail, ends_in_error, read_members, read_usage
+from cube_mesh.deadlines import NEVER
 from cube_mesh.errors import CubeMeshError, DependencyError, FramingError, InternalError, PeerError
 from cube_mesh.exchange import Exchange
 from cube_mesh.hops import TO_CLIENT
-from cube_mesh.message import REASONS, Response, error_frame, error_response
-from cube_mesh.ports import Done, Transport
-from cube_mesh.settings import Limits, Timeouts
+from cube_mesh.message import Response, error_frame, error_response, render
+from cube_mesh.ports import Transport
+from cube_mesh.service import Service
 from cube_mesh.upstream import UpstreamConnection
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LINGER_S = 2.0
-
-
-class Chain(Protocol):
-    def enter(self, exchange: Exchange) -> Response | None | Awaitable[Response | None]: ...
-    def leave(self, exchange: Exchange, done: Done) -> None: ...
-
-
-class Service:
-    """What all connections of one listener share. ``local`` answers the node's own paths (health) without the chain."""
-
-    def __init__(
-        self,
-        chain: Chain,
-        limits: Limits,
-        timeouts: Timeouts,
-        sweeper: Sweeper,
-        local: dict[str, Callable[[bytes], Response]],
-        on_protocol_error: Callable[[str], None],
-    ) -> None:
-        self.chain = chain
-        self.limits = limits
-        self.timeouts = timeouts
-        self.sweeper = sweeper
-        self.local = local
-        self.on_protocol_error = on_protocol_error
-        self.connections: set[Downstream] = set()
-        self.draining = False
-
-    def protocol(self) -> Downstream:
-        return Downstream(self)
-
-    @property
-    def in_flight(self) -> int:
-        return sum(1 for c in self.connections if c.busy)
-
-    def drain(self) -> None:
-        """No new request on any connection: idle ones close now, busy ones after their answer."""
-        self.draining = True
-        for connection in list(self.connections):
-            connection.drain()
-
-    def cut(self) -> None:
-        """The drain deadline has passed: what still runs fails, with an error answer or a terminal frame."""
-        for connection in list(self.connections):
-            connection.cut()
-
-
-def render(response: Response, request_id: str, *, close: bool, head_only: bool = False) -> bytes:
-    """A response of our own as bytes."""
-    reason = REASONS.get(response.status, b"")
-    lines = [b"HTTP/1.1 %d %b\r\n" % (response.status, reason)]
-    if response.body or response.status not in (204, 304):
-        lines.append(b"content-type: %b\r\ncontent-length: %d\r\n" % (response.content_type, len(response.body)))
-    if request_id:
-        lines.append(b"x-request-id: %b\r\n" % request_id.encode())
-    lines.extend(b"%b: %b\r\n" % field for field in response.fields)
-    lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-    if not head_only:
-        lines.append(response.body)
-    return b"".join(lines)
 
 
 class Downstream(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_chunked_out", "_chunks", "_client_ip", "_close_after", "_collected", "_exchange", "_gone", "_head_started",
-        "_head_written", "_last", "_left", "_lingering", "_pending", "_read_body", "_reading_paused", "_service", "_task",
-        "_usage", "_write_paused", "deadline", "peer_id", "transport", "_upstream", "client_tls",
+        "_admitted", "_body", "_chunked_out", "_client_ip", "_close_after", "_collected", "_exchange", "_gone",
+        "_head_started", "_head_written", "_last", "_lingered", "_lingering", "_pending", "_read_body",
+        "_reading_paused", "_service", "_task", "_total_at", "_upstream", "_usage", "_write_paused", "client_tls",
+        "deadline", "peer_id", "transport",
     )  # fmt: skip
 
     def __init__(self, service: Service) -> None:
@@ -119,6 +58,8 @@ class Downstream(asyncio.Protocol):
         self._write_paused = False
         self._close_after = False
         self._lingering = False
+        self._lingered = 0
+        self._admitted = False
         self._gone = False
         self._usage: UsageTail | None = None
         self.deadline = NEVER
@@ -141,16 +82,19 @@ class Downstream(asyncio.Protocol):
         service.connections.add(self)
         service.sweeper.add(self)
         self.deadline = perf_counter() + service.timeouts.head_s
-        if len(service.connections) > service.limits.max_connections or service.draining:
-            error = DependencyError("overloaded", "The server has too many connections.", status=503)
+        self._admitted = service.admission.enter(self._client_ip)
+        if not self._admitted or service.draining:
+            error = DependencyError("overloaded", "The server is at its limit.", status=503, retryable=True)
             self.transport.write(render(error_response(error), "", close=True))
-            self.transport.close()
+            self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
         self.deadline = NEVER
         self._service.connections.discard(self)
         self._service.sweeper.discard(self)
+        if self._admitted:
+            self._service.admission.leave(self._client_ip)
         exchange = self._exchange
         if exchange is not None and not exchange.ended_at:
             if self._task is not None:
@@ -165,13 +109,18 @@ class Downstream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self.deadline = perf_counter() + self._service.timeouts.stream_gap_s
-        if self._upstream is not None:
+        self.deadline = perf_counter() + self._service.timeouts.write_s
+        if self._exchange is None:
+            self._pause_reading()
+        elif self._upstream is not None:
             self._upstream.pause()
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self.deadline = NEVER if self.busy else perf_counter() + self._service.timeouts.idle_s
+        if self._exchange is None:
+            self._await_next()
+            return
+        self.deadline = self._total_at
         if self._upstream is not None:
             self._upstream.resume()
 
@@ -179,44 +128,75 @@ class Downstream(asyncio.Protocol):
         if self.busy:
             self._close_after = True
         elif not self._head_started:
-            self.transport.close()
+            self._close()
 
     def cut(self) -> None:
         exchange = self._exchange
         if exchange is None or exchange.ended_at:
             self.transport.abort()
-            return
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-        self._fail(DependencyError("shutting_down", "The server is shutting down.", status=503))
+        else:
+            self._give_up(DependencyError("shutting_down", "The server is shutting down.", status=503, retryable=True))
 
     def on_deadline(self, now: float) -> None:
         exchange = self._exchange
-        if self._write_paused or self._lingering or (exchange is None and not self._head_started):
-            self.transport.abort()  # reads too slowly, or was idle
-        elif exchange is None:
+        if exchange is None and self._head_started and not (self._write_paused or self.transport.is_closing()):
             self._reject(FramingError("request_timeout", "The request head did not arrive in time.", 408))
-        elif self._read_body is not None:
+        elif exchange is None or exchange.ended_at or self._write_paused:
+            self.transport.abort()  # idle, still sending what nobody reads, or not taking its answer
+        elif now >= self._total_at:
+            self._give_up(DependencyError("request_deadline", "The request took too long.", status=504))
+        elif self._read_body is not None and not self._keeps_pace(now):
             self._fail(PeerError("request_timeout", "The request body did not arrive in time.", status=408))
+
+    def _keeps_pace(self, now: float) -> bool:
+        """At the end of a window: whether enough of a streamed body came in it. While we do not read, it need not."""
+        timeouts = self._service.timeouts
+        least = self._service.limits.min_body_bytes_per_s * timeouts.body_s
+        if self._read_body != self._relay_body or (self._body.progress() < least and not self._reading_paused):
+            return False
+        self.deadline = min(now + timeouts.body_s, self._total_at)
+        return True
+
+    def _give_up(self, error: CubeMeshError) -> None:
+        """End an exchange wherever it is."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if not self._exchange.body_at:  # type: ignore[union-attr]  # the rest of the request may still be coming
+            self._close_after = self._lingering = True
+        self._fail(error)
 
     # -- bytes in
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
+            self._lingered += len(data)
+            if self._lingered > self._service.limits.max_linger_bytes:
+                self.transport.abort()
             return
-        if self._exchange is None:
+        exchange = self._exchange
+        if exchange is None and not self._write_paused:
             if self._pending:
                 data = self._pending + data
                 self._pending = b""
             self._read_head(data)
         elif self._read_body is not None:
             self._read_body(data, 0)
+        elif exchange is None or exchange.body_at or exchange.ended_at:
+            self._hold_next(data)
         else:
             self._hold(data)
 
+    def _hold_next(self, data: bytes) -> None:
+        """Bytes behind a whole request: the next one, which its client did not wait to send."""
+        if self._service.pipelining:
+            self._hold(data)
+        else:
+            self._close_after = self._lingering = True
+            self._service.on_protocol_error("pipelining_refused")
+
     def _hold(self, data: bytes) -> None:
-        """Bytes behind the current request wait for their turn, a bounded number of them."""
+        """Bytes wait for their turn, a bounded number of them."""
         self._pending += data
         if len(self._pending) > self._service.limits.max_head_bytes and not self._reading_paused:
             self._pause_reading()
@@ -244,7 +224,6 @@ class Downstream(asyncio.Protocol):
                 self.deadline = perf_counter() + service.timeouts.head_s
             return
         self._head_started = False
-        self.deadline = NEVER
         local = service.local.get(head.path)
         if local is not None:
             self._answer_local(head, local, data)
@@ -253,6 +232,8 @@ class Downstream(asyncio.Protocol):
         exchange.peer_id = self.peer_id
         exchange.client_tls_version = self.client_tls
         self._exchange = exchange
+        self._total_at = self.deadline = exchange.started_at + service.timeouts.total_s
+        service.admission.running += 1
         self._head_written = False
         self._close_after = service.draining or not head.keep_alive
         verdict = service.chain.enter(exchange)
@@ -280,59 +261,48 @@ class Downstream(asyncio.Protocol):
         head = exchange.head
         if head.framing == FRAMING_NONE:
             if pos < len(data):
-                self._hold(data[pos:])
+                self._hold_next(data[pos:])
             self._dispatch(exchange, b"", 0, 0, head.content_length, complete=True)
             return
         whole = exchange.endpoint is not None and exchange.endpoint.body == "json"
-        self._left = head.content_length
-        if head.framing == FRAMING_CHUNKED:
-            self._chunks = ChunkedReader()
         if head.expect_continue and pos == len(data):
             self.transport.write(_CONTINUE)
+        limits = self._service.limits
         if not whole:
+            self._body = IncomingBody(head, limits.max_body_bytes)
             self._stream_body(exchange, data, pos)
             return
         if head.framing == FRAMING_LENGTH and len(data) - pos >= head.content_length:
             end = pos + head.content_length
             if end < len(data):
-                self._hold(data[end:])
+                self._hold_next(data[end:])
             self._whole(exchange, data, pos, end)
             return
-        self.deadline = perf_counter() + self._service.timeouts.body_s
+        self.deadline = min(perf_counter() + self._service.timeouts.body_s, self._total_at)
+        self._body = IncomingBody(head, limits.max_json_body)
         self._collected: list[bytes] = []
         self._read_body = self._collect
+        self._resume_reading()  # it paused if much of the body came while a gate waited
         self._collect(data, pos)
 
     def _collect(self, data: bytes, pos: int) -> None:
         exchange = self._exchange
         assert exchange is not None
         try:
-            payload, rest, last = self._take(exchange.head, data, pos)
+            payload, rest, last = self._body.take(data, pos)
         except FramingError as error:
             self._fail(PeerError(error.code, error.message, status=error.status))
             return
         self._collected.append(payload)
-        exchange.request_size += len(payload)
-        if exchange.request_size > self._service.limits.max_json_body:
-            self._fail(PeerError("body_too_large", "The request body is too large.", status=413))
-            return
+        exchange.request_size = self._body.size
         if last:
             self._read_body = None
-            self.deadline = NEVER
+            self.deadline = self._total_at
             if rest:
-                self._hold(rest)
+                self._hold_next(rest)
             body = b"".join(self._collected)
             self._collected = []
             self._whole(exchange, body, 0, len(body))
-
-    def _take(self, head: RequestHead, data: bytes, pos: int) -> tuple[bytes, bytes, bool]:
-        """The body bytes in ``data[pos:]``, what lies behind the body, and whether the body ended."""
-        if head.framing == FRAMING_CHUNKED:
-            payload = self._chunks.feed(data, pos)
-            return payload, data[self._chunks.pos :], self._chunks.done
-        end = min(len(data), pos + self._left)
-        self._left -= end - pos
-        return data[pos:end], data[end:], self._left == 0
 
     def _whole(self, exchange: Exchange, data: bytes, pos: int, end: int) -> None:
         try:
@@ -354,20 +324,17 @@ class Downstream(asyncio.Protocol):
         exchange, upstream = self._exchange, self._upstream
         assert exchange is not None
         try:
-            payload, rest, last = self._take(exchange.head, data, pos)
+            payload, rest, last = self._body.take(data, pos)
         except FramingError as error:
             self._fail(PeerError(error.code, error.message, status=error.status))
             return
-        exchange.request_size += len(payload)
-        if exchange.request_size > self._service.limits.max_body_bytes:
-            self._fail(PeerError("body_too_large", "The request body is too large.", status=413))
-            return
-        self.deadline = NEVER if last else perf_counter() + self._service.timeouts.body_s
+        exchange.request_size = self._body.size
         if last:
             self._read_body = None
+            self.deadline = self._total_at
             exchange.body_at = perf_counter()
             if rest:
-                self._hold(rest)
+                self._hold_next(rest)
         if upstream is not None and (payload or last):
             upstream.send_body(payload, chunked=exchange.head.framing == FRAMING_CHUNKED, last=last)
 
@@ -423,6 +390,7 @@ class Downstream(asyncio.Protocol):
         connection.request(self, head, to_head=exchange.method == "HEAD", complete=complete)
         if not complete:
             self._read_body = self._relay_body
+            self.deadline = min(exchange.forwarded_at + self._service.timeouts.body_s, self._total_at)
             held, self._pending = self._pending, b""
             self._resume_reading()
             if held:
@@ -510,7 +478,7 @@ class Downstream(asyncio.Protocol):
         if head.framing == FRAMING_NONE or (head.framing == FRAMING_LENGTH and available >= head.content_length):
             rest = data[pos + max(0, head.content_length) :]
             if rest:
-                self._hold(rest)
+                self._hold_next(rest)
         else:
             self._close_after = self._lingering = True
         exchange.status = response.status
@@ -534,7 +502,7 @@ class Downstream(asyncio.Protocol):
             response = error_response(error)
             exchange.status = response.status
             exchange.response_size = len(response.body)
-            self._lingering = unread
+            self._lingering |= unread
             out = render(response, exchange.request_id, close=self._close_after, head_only=exchange.method == "HEAD")
             self._end(exchange, outcome, out)
             return
@@ -550,6 +518,7 @@ class Downstream(asyncio.Protocol):
         """The one way out: observers run, then the last bytes go."""
         exchange.outcome = outcome
         exchange.ended_at = perf_counter()
+        self.deadline = NEVER
         self._upstream = None
         if self._usage is not None:
             exchange.input_tokens, exchange.output_tokens = self._usage.tokens()
@@ -566,13 +535,17 @@ class Downstream(asyncio.Protocol):
         """What is not on record is not answered."""
         self._close_after = True
         if self._head_written or self._gone:
-            self._exchange = None
+            self._forget()
             self.transport.abort()
         else:
             self._release(render(error_response(error), exchange.request_id, close=True), cut=False)
 
-    def _release(self, out: bytes | None, *, cut: bool) -> None:
+    def _forget(self) -> None:
         self._exchange = None
+        self._service.admission.running -= 1
+
+    def _release(self, out: bytes | None, *, cut: bool) -> None:
+        self._forget()
         if self._gone:
             return
         if self._read_body is not None:  # answered before the request was whole
@@ -582,6 +555,13 @@ class Downstream(asyncio.Protocol):
             self.transport.write(out)
         if self._close_after:
             self._finish_connection(cut)
+        else:
+            self._await_next()
+
+    def _await_next(self) -> None:
+        """Ready for the next request, unless too much of the last answer still waits for its reader."""
+        if self._write_paused:
+            self._pause_reading()
             return
         self.deadline = perf_counter() + self._service.timeouts.idle_s
         self._resume_reading()
@@ -589,22 +569,25 @@ class Downstream(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
-        if self._exchange is None and self._pending and not self._gone:
+        if self._exchange is None and self._pending and not (self._gone or self._write_paused or self._lingering):
             data, self._pending = self._pending, b""
             self._read_head(data)
+
+    def _close(self) -> None:
+        """Close; what is not yet sent has a limited time to leave."""
+        self.deadline = perf_counter() + self._service.timeouts.write_s
+        self.transport.close()
 
     def _finish_connection(self, cut: bool) -> None:
         """Close. A client that may still be sending is read out for a moment, or the kernel would reset the answer."""
         if not self._lingering or cut:
-            self.transport.close()
+            self._close()
             return
         self._pending = b""
-        self.deadline = perf_counter() + _LINGER_S
+        self.deadline = perf_counter() + self._service.timeouts.linger_s
         self._resume_reading()
         if self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:
-            self.transport.close()
+            self.transport.write_eof()  # over TLS the answer's own framing has to tell that it is whole
 
     # -- without an exchange
 
@@ -612,6 +595,7 @@ class Downstream(asyncio.Protocol):
         """Bytes that are no request: an answer, and the connection closes, since nothing behind them can be trusted."""
         self._service.on_protocol_error(error.code)
         self._lingering = self._close_after = True
+        self._head_started = False
         self._pending = b""
         response = error_response(PeerError(error.code, error.message, status=error.status))
         self.transport.write(render(response, "", close=True))
@@ -625,12 +609,10 @@ class Downstream(asyncio.Protocol):
             response, close = local(head.query), not head.keep_alive or self._service.draining
         self.transport.write(render(response, "", close=close, head_only=head.method == "HEAD"))
         if close:
-            self.transport.close()
+            self._close()
             return
-        self.deadline = perf_counter() + self._service.timeouts.idle_s
-        if head.end < len(data):
-            self._pending = data[head.end :]
-            asyncio.get_running_loop().call_soon(self._next)
+        self._pending = data[head.end :]
+        self._await_next()
 
 
 

@@ -48,10 +48,26 @@ def error_response(error: CubeMeshError) -> Response:
     if error.status == 401:
         fields = ((b"www-authenticate", b"Bearer"),)
     if error.status in (429, 503):
-        fields = ((b"retry-after", b"1"),)
+        fields = ((b"retry-after", b"1"), (b"x-should-retry", b"true" if error.retryable else b"false"))
     return Response(error.status, error_body(error), fields=fields)
 
 
 def error_frame(error: CubeMeshError) -> bytes:
     """The terminal frame of a broken event stream: one ``data:`` line; the connection ends behind it, without [DONE]."""
     return b"data: " + error_body(error) + b"\n\n"
+
+
+def render(response: Response, request_id: str, *, close: bool, head_only: bool = False, extra: bytes = b"") -> bytes:
+    """A response of our own as bytes. ``extra``: whole field lines that go with it."""
+    reason = REASONS.get(response.status, b"")
+    lines = [b"HTTP/1.1 %d %b\r\n" % (response.status, reason)]
+    if response.body or response.status not in (204, 304):
+        lines.append(b"content-type: %b\r\ncontent-length: %d\r\n" % (response.content_type, len(response.body)))
+    if request_id:
+        lines.append(b"x-request-id: %b\r\n" % request_id.encode())
+    lines.extend(b"%b: %b\r\n" % field for field in response.fields)
+    lines.append(extra)
+    lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
+    if not head_only:
+        lines.append(response.body)
+    return b"".join(lines)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from cube_mesh import __version__
+from cube_mesh.admission import Admission
 from cube_mesh.agent import AgentRole
-from cube_mesh.connection import Service
+from cube_mesh.connection import Downstream
 from cube_mesh.deadlines import Sweeper
 from cube_mesh.endpoints import load_endpoints
 from cube_mesh.errors import ConfigError, CubeMeshError, PeerError
@@ -28,6 +30,7 @@ from cube_mesh.message import Response, error_response
 from cube_mesh.parts import Parts
 from cube_mesh.ports import Done
 from cube_mesh.proxy import ProxyRole
+from cube_mesh.service import Service
 from cube_mesh.settings import Settings
 from cube_mesh.telemetry import log
 from cube_mesh.telemetry.metrics import Metrics, NodeCollector, registry
@@ -111,6 +114,7 @@ class Node:
             sweeper=Sweeper(),
             health=self._health,
             numbers=self._numbers,
+            admission=Admission(settings.limits),
             collector=self._collector,
             endpoints=load_endpoints(settings.authz.endpoints_file),
             write_line=self._writer.write,
@@ -129,6 +133,12 @@ class Node:
         self._role = role
         self._collector.gauge("cube_requests_in_flight", "Requests being served.", lambda: role.service.in_flight)
         self._collector.gauge("cube_connections", "Open client connections.", lambda: len(role.service.connections))
+        self._collector.counter(
+            "cube_admissions_refused",
+            "Connections and requests turned away at a limit.",
+            "limit",
+            lambda: self._parts.admission.refused,
+        )
         self._collector.counter(
             "cube_log_lines_lost", "Log lines that nobody read in time.", "log", lambda: {"node": self._writer.lost}
         )
@@ -149,7 +159,7 @@ class Node:
         service = Service(NothingHere(), limits, timeouts, self._parts.sweeper, paths, self._numbers.protocol_error)
         port = metrics.port or _DEFAULT_METRICS_PORT[self._role_name]
         socket = bind(metrics.host, port, 16)
-        self._local = await asyncio.get_running_loop().create_server(service.protocol, sock=socket)
+        self._local = await asyncio.get_running_loop().create_server(partial(Downstream, service), sock=socket)
 
     def _metrics(self, query: bytes) -> Response:
         assert self._registry is not None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from cube_mesh.admission import Admission
 from cube_mesh.deadlines import Sweeper
 from cube_mesh.endpoints import EndpointTable
 from cube_mesh.health import Health
@@ -25,6 +26,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     sweeper: Sweeper
     health: Health
     numbers: Metrics
+    admission: Admission
     collector: NodeCollector
     endpoints: EndpointTable
     write_line: Callable[[bytes], None]
@@ -43,6 +45,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
             endpoints=self.endpoints,
             routes=routes,
             targets=targets,
+            admission=self.admission,
             numbers=self.numbers,
             write_line=self.write_line,
             json_lines=self.json_lines,

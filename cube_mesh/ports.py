@@ -23,6 +23,7 @@ __all__ = [
     "Authenticator",
     "Authorizer",
     "AuditSink",
+    "Chain",
     "ChannelAttestation",
     "Connector",
     "Done",
@@ -139,6 +140,13 @@ class Observer(Protocol):
     """
 
     def leave(self, exchange: Exchange) -> Recording | None: ...
+
+
+class Chain(Protocol):
+    """The stages as the connection sees them: one ``enter``, and one ``leave`` whatever happened in between."""
+
+    def enter(self, exchange: Exchange) -> Response | None | Awaitable[Response | None]: ...
+    def leave(self, exchange: Exchange, done: Done) -> None: ...
 
 
 class Authenticator(Protocol):

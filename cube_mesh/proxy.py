@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from cube_mesh.audit import FileSink
 from cube_mesh.authz import DomainAuthorizer, load_roles
-from cube_mesh.connection import Service
+from cube_mesh.connection import Downstream
 from cube_mesh.identity import build_authenticator
 from cube_mesh.keeper import Keeper, keeper_from_settings
 from cube_mesh.listener import bind_plain
 from cube_mesh.middleware import proxy_chain
 from cube_mesh.parts import Parts, route_table
 from cube_mesh.ports import Connector
+from cube_mesh.service import Service
 from cube_mesh.settings import Upstream
 from cube_mesh.targets import build_targets, split_url
 from cube_mesh.tls.connector import AttestedConnector, log_gate
@@ -53,6 +55,8 @@ class ProxyRole:
             parts.sweeper,
             parts.health.paths(),
             parts.numbers.protocol_error,
+            admission=parts.admission,
+            pipelining=settings.listen.pipelining,
         )
 
     def _attested(self, upstream: Upstream, host: str, port: int) -> Connector:
@@ -76,7 +80,7 @@ class ProxyRole:
         for name, link in self._links.items():
             parts.health.checks[f"upstream {name}"] = lambda link=link: "" if link.ready else link.reason  # type: ignore[misc]
             link.start()
-        self._server = await asyncio.get_running_loop().create_server(self.service.protocol, sock=socket)
+        self._server = await asyncio.get_running_loop().create_server(partial(Downstream, self.service), sock=socket)
 
     def stop_listening(self) -> None:
         if self._server is not None:

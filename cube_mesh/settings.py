@@ -22,6 +22,7 @@ class Listen(Section, frozen=True, kw_only=True):
     path_prefix: str = ""  # stripped before the tenant segment, for example "/proxy"
     backlog: int = 1024  # connections that the kernel keeps until they are accepted
     unsafe_plain_non_loopback: bool = False  # accept plaintext from other machines (behind a TLS-terminating peer)
+    pipelining: bool = True  # answer requests sent before the last answer, in order; false: drop them and close
 
 
 class Limits(Section, frozen=True, kw_only=True):
@@ -29,18 +30,25 @@ class Limits(Section, frozen=True, kw_only=True):
     max_fields: int = 100  # field lines of one head
     max_json_body: int = 4_194_304  # JSON bodies that are read whole; larger = 413
     max_body_bytes: int = 1_073_741_824  # any other request body
-    max_connections: int = 10_000  # open client connections; more are answered 503
+    max_connections: int = 10_000  # open client connections; more are answered 503, or closed before a TLS handshake
+    max_connections_per_address: int = 1_000  # of one client address; listen.trusted_peers are not limited
+    max_in_flight: int = 2_000  # requests being served at the same time; more are answered 503
+    min_body_bytes_per_s: int = 256  # a streamed request body that is slower, averaged over timeouts.body_s, gets 408
+    max_linger_bytes: int = 4_194_304  # read and dropped behind a refusal, so that the client sees the answer
     write_high_water: int = 262_144  # pause the producer above this many unsent bytes
     write_low_water: int = 65_536  # resume it below this many
 
 
 class Timeouts(Section, frozen=True, kw_only=True):
     head_s: float = 10.0  # first byte of a request to the end of its head
-    body_s: float = 60.0  # end of the head to the end of a body that is read whole
+    body_s: float = 60.0  # to the end of a body that is read whole; the window for the pace of a streamed one
     idle_s: float = 120.0  # keep-alive between requests; longer than a peer's pool idle time
     connect_s: float = 15.0  # upstream connect, TLS and attestation together
     first_byte_s: float = 300.0  # request sent to response head
     stream_gap_s: float = 120.0  # between two pieces of a response body
+    write_s: float = 30.0  # unsent bytes stay above limits.write_low_water: the reader, client or upstream, is too slow
+    total_s: float = 1_800.0  # end of the head to the end of the answer, streams included
+    linger_s: float = 5.0  # a client that was refused while it still sends is read out for at most this long
     drain_s: float = 30.0  # SIGTERM to exit
 
 

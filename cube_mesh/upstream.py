@@ -71,6 +71,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self.attestation is not None:
             left = self.attestation.expires_at - time()
             self.usable_until = self.attestation.expires_at - left * _LAST_SHARE
+        limits = self._pool.limits
+        transport.set_write_buffer_limits(limits.write_high_water, limits.write_low_water)
         self._pool.opened(self)
 
     def request(self, handler: Handler, data: bytes, *, to_head: bool, complete: bool) -> None:
@@ -177,14 +179,18 @@ class UpstreamConnection(asyncio.Protocol):
             self._pool.release(self)
         else:
             self.deadline = NEVER
-            self.transport.close()
+            self.transport.abort()  # not close: what it has not taken of the request would be waited for
 
     def pause_writing(self) -> None:
         if self.handler is not None:
+            self.deadline = perf_counter() + self._pool.timeouts.write_s
             self.handler.upstream_paused(True)
 
     def resume_writing(self) -> None:
         if self.handler is not None:
+            timeouts = self._pool.timeouts
+            wait_s = timeouts.stream_gap_s if self._head_seen else timeouts.first_byte_s
+            self.deadline = NEVER if self._request_open else perf_counter() + wait_s
             self.handler.upstream_paused(False)
 
     def eof_received(self) -> None:

@@ -1,7 +1,7 @@
 """The chain, in one visible list: what every request passes, in this order, and what sees it end.
 
-Gates (they may refuse): request_id, tenant, authn, authz, route, forward. Observers (they see every exchange end, in
-this order): audit, logging, tracing, metrics. So a request that authn refuses has its audit event, log line, span and
+Gates (they may refuse): request_id, tenant, load, authn, authz, route, forward. Observers (they see every exchange
+end, in this order): audit, logging, tracing, metrics. So a request that authn refuses has its audit event, log line, span and
 metric.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from cube_mesh.admission import Admission
 from cube_mesh.audit.event import EventWriter
 from cube_mesh.endpoints import EndpointTable
 from cube_mesh.exchange import Exchange
@@ -20,6 +21,7 @@ from cube_mesh.middleware.authn import Authn
 from cube_mesh.middleware.authz import Authz
 from cube_mesh.middleware.chain import Chain
 from cube_mesh.middleware.forward import Forward
+from cube_mesh.middleware.load import Load
 from cube_mesh.middleware.logging import Logging
 from cube_mesh.middleware.metrics import Metrics
 from cube_mesh.middleware.own import with_own_stages
@@ -29,11 +31,11 @@ from cube_mesh.middleware.route import Route
 from cube_mesh.middleware.tenant import Tenant
 from cube_mesh.middleware.tracing import Tracing
 from cube_mesh.ports import AuditSink, Authenticator, Authorizer, RouteSource, Target
-from cube_mesh.settings import Settings
+from cube_mesh.settings import Limits, Settings
 from cube_mesh.telemetry.metrics import Metrics as Numbers
 
-CHAIN = ("request_id", "tenant", "authn", "audit", "authz", "logging", "tracing", "metrics", "route", "forward")
-AGENT_CHAIN = ("request_id", "peer", "logging", "tracing", "metrics", "route", "forward")
+CHAIN = ("request_id", "tenant", "load", "authn", "audit", "authz", "logging", "tracing", "metrics", "route", "forward")
+AGENT_CHAIN = ("request_id", "peer", "load", "logging", "tracing", "metrics", "route", "forward")
 
 __all__ = ["AGENT_CHAIN", "CHAIN", "Chain", "Common", "agent_chain", "proxy_chain"]
 
@@ -54,6 +56,7 @@ class Common(msgspec.Struct, frozen=True):
     json_lines: bool
     build_spans: Callable[[Exchange], list[Any]] | None = None
     emit_span: Callable[[Any], None] | None = None
+    admission: Admission = msgspec.field(default_factory=lambda: Admission(Limits()))
 
 
 def proxy_chain(common: Common, authenticator: Authenticator, authorizer: Authorizer, sink: AuditSink) -> Chain:
@@ -78,6 +81,7 @@ def _chain(common: Common, order: tuple[str, ...], own_of_role: dict[str, Any]) 
     recording = common.emit_span is not None
     stages: dict[str, Any] = {
         "request_id": RequestId(settings.tracing.sample_ratio, recording=recording),
+        "load": Load(common.admission),
         "metrics": Metrics(common.numbers),
         "route": Route(common.routes),
         "forward": Forward(common.targets, settings.limits),

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cube_mesh.connection import Downstream, Service
+from cube_mesh.connection import Downstream
 from cube_mesh.deadlines import Sweeper
 from cube_mesh.exchange import Exchange
 from cube_mesh.hops import Hop
 from cube_mesh.message import Response
 from cube_mesh.ports import Done, Endpoint
+from cube_mesh.service import Service
 from cube_mesh.settings import Limits, Timeouts
 from cube_mesh.settings import Pool as PoolSettings
 from cube_mesh.upstream import Pool, UpstreamConnection
@@ -110,13 +111,23 @@ class Steps:
 class Rig:
     """One downstream connection, its chain and its upstreams."""
 
-    def __init__(self, endpoint: Endpoint = CHAT, limits: Limits | None = None) -> None:
-        limits, timeouts, self.sweeper = limits or Limits(), Timeouts(), Sweeper()
+    def __init__(
+        self,
+        endpoint: Endpoint = CHAT,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        *,
+        mesh: bool = False,
+        pipelining: bool = True,
+    ) -> None:
+        limits, timeouts, self.sweeper = limits or Limits(), timeouts or Timeouts(), Sweeper()
         self.upstreams = Upstreams()
         self.pool = Pool(self.upstreams, PoolSettings(), timeouts, limits, self.sweeper)
-        self.chain = Steps(Hop("u", "up:1", self.pool, mesh=False), endpoint)
+        self.chain = Steps(Hop("u", "up:1", self.pool, mesh=mesh), endpoint)
         self.protocol_errors: list[str] = []
-        self.service = Service(self.chain, limits, timeouts, self.sweeper, {}, self.protocol_errors.append)
+        self.service = Service(
+            self.chain, limits, timeouts, self.sweeper, {}, self.protocol_errors.append, pipelining=pipelining
+        )
         self.wire = Wire()
         self.down = Downstream(self.service)
         self.down.connection_made(self.wire)

@@ -70,12 +70,12 @@ async def later(value: Any) -> Any:
 
 def test_the_documented_order() -> None:
     assert CHAIN == (
-        "request_id", "tenant", "authn", "audit", "authz", "logging", "tracing", "metrics", "route", "forward",
+        "request_id", "tenant", "load", "authn", "audit", "authz", "logging", "tracing", "metrics", "route", "forward",
     )  # fmt: skip
-    assert AGENT_CHAIN == ("request_id", "peer", "logging", "tracing", "metrics", "route", "forward")
+    assert AGENT_CHAIN == ("request_id", "peer", "load", "logging", "tracing", "metrics", "route", "forward")
     built = Mesh().chain
     assert [type(gate.__self__).__name__ for gate in built._gates] == [  # type: ignore[attr-defined]
-        "RequestId", "Tenant", "Authn", "Authz", "Route", "Forward",
+        "RequestId", "Tenant", "Load", "Authn", "Authz", "Route", "Forward",
     ]  # fmt: skip
     assert built._names == ("audit", "logging", "metrics")
 

@@ -1,0 +1,63 @@
+"""What the connections of one listener share, and how all of them are drained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from cube_mesh.admission import Admission
+from cube_mesh.deadlines import Sweeper
+from cube_mesh.message import Response
+from cube_mesh.ports import Chain
+from cube_mesh.settings import Limits, Timeouts
+
+
+class Served(Protocol):
+    """A connection, as the service sees it."""
+
+    def drain(self) -> None: ...
+    def cut(self) -> None: ...
+
+
+class Service:
+    """``local`` answers the node's own paths (health) without the chain; ``on_protocol_error`` takes the code of bytes
+    that were no request.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        limits: Limits,
+        timeouts: Timeouts,
+        sweeper: Sweeper,
+        local: dict[str, Callable[[bytes], Response]],
+        on_protocol_error: Callable[[str], None],
+        *,
+        admission: Admission | None = None,
+        pipelining: bool = True,
+    ) -> None:
+        self.chain = chain
+        self.limits = limits
+        self.timeouts = timeouts
+        self.sweeper = sweeper
+        self.local = local
+        self.on_protocol_error = on_protocol_error
+        self.admission = admission if admission is not None else Admission(limits)
+        self.pipelining = pipelining
+        self.connections: set[Served] = set()
+        self.draining = False
+
+    @property
+    def in_flight(self) -> int:
+        return self.admission.running
+
+    def drain(self) -> None:
+        """No new request on any connection: idle ones close now, busy ones after their answer."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    def cut(self) -> None:
+        """The drain deadline has passed: what still runs fails, with an error answer or a terminal frame."""
+        for connection in list(self.connections):
+            connection.cut()
