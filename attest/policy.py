@@ -1,9 +1,10 @@
 """The appraisal policy: a TOML file that says which evidence a relying party accepts. One schema for all platforms.
 
-A table per kind of evidence (``[vtpm]``, ``[sev-snp]``, ``[none]``) asks for that evidence: every one named must be
-there, and none other may be. Rules say how to compare; what to compare with stands apart, in ``[reference_values.*]``
-or in the file that ``reference_values_file`` names. An unknown key, an empty list or table, a rule without reference
-values: errors. What skips a check is called ``unsafe_``, and :attr:`EvidencePolicy.unsafe` lists it for the log.
+A table per kind of evidence (``[vtpm]``, ``[sev-snp]``, ``[azure]``, ``[maa]``, ``[gcp]``, ``[none]``) asks for that
+evidence: every one named must be there, and none other may be. Rules say how to compare; what to compare with stands
+apart, in ``[reference_values.*]`` or in the file that ``reference_values_file`` names. An unknown key, an empty list or
+table, a rule without reference values: errors. What skips a check is called ``unsafe_``, and
+:attr:`EvidencePolicy.unsafe` lists it for the log.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import msgspec
 from attest.chain import load_certificate
 from attest.errors import MalformedEvidence, PolicyFormatError
 from attest.rules import Table
+from attest.schemes.azure import appraise as azure_scheme
+from attest.schemes.azure import maa_appraise as maa_scheme
+from attest.schemes.gcp import appraise as gcp_scheme
 from attest.schemes.sev_snp import appraise as snp_scheme
 from attest.schemes.vtpm import appraise as vtpm_scheme
 
@@ -37,6 +41,9 @@ class ReferenceValues(Table, frozen=True, rename={"sev_snp": "sev-snp"}):
 
     vtpm: vtpm_scheme.ReferenceValues = vtpm_scheme.ReferenceValues()
     sev_snp: snp_scheme.ReferenceValues = snp_scheme.ReferenceValues()
+    azure: azure_scheme.ReferenceValues = azure_scheme.ReferenceValues()
+    maa: maa_scheme.ReferenceValues = maa_scheme.ReferenceValues()
+    gcp: gcp_scheme.ReferenceValues = gcp_scheme.ReferenceValues()
 
 
 class _PolicyFile(Table, frozen=True, rename={"sev_snp": "sev-snp"}):
@@ -45,6 +52,9 @@ class _PolicyFile(Table, frozen=True, rename={"sev_snp": "sev-snp"}):
     unsafe_accept_vtpm_only: bool = False
     vtpm: vtpm_scheme.Rules | None = None
     sev_snp: snp_scheme.Rules | None = None
+    azure: azure_scheme.Rules | None = None
+    maa: maa_scheme.Rules | None = None
+    gcp: gcp_scheme.Rules | None = None
     none: NoneRules | None = None
     reference_values: ReferenceValues | None = None
     reference_values_file: str | None = None
@@ -61,13 +71,19 @@ class EvidencePolicy(msgspec.Struct, frozen=True, kw_only=True):
     unsafe_accept_vtpm_only: bool
     vtpm: vtpm_scheme.Rules | None
     sev_snp: snp_scheme.Rules | None
+    azure: azure_scheme.Rules | None
+    maa: maa_scheme.Rules | None
+    gcp: gcp_scheme.Rules | None
     none: NoneRules | None
     reference_values: ReferenceValues
 
     @property
     def unsafe(self) -> tuple[str, ...]:
         """The ``unsafe_`` settings that are on, as "table.key"."""
-        tables: tuple[tuple[str, Any], ...] = (("", self), ("vtpm.", self.vtpm), ("sev-snp.", self.sev_snp))
+        tables: tuple[tuple[str, Any], ...] = (
+            ("", self), ("vtpm.", self.vtpm), ("sev-snp.", self.sev_snp),
+            ("azure.", self.azure), ("maa.", self.maa), ("gcp.", self.gcp),
+        )  # fmt: skip
         return tuple(
             prefix + name
             for prefix, table in tables
@@ -104,16 +120,26 @@ def parse_policy(text: str, reference_values: str | None = None, *, where: str =
     return policy
 
 
-def first_report_policy(*platforms: Literal["vtpm", "sev-snp"]) -> EvidencePolicy:
+Platform = Literal["vtpm", "sev-snp", "azure", "maa", "gcp"]
+# What accepts any genuine evidence of a platform and pins nothing: each skipped comparison by its own name.
+_FIRST_REPORT: dict[Platform, str] = {
+    "vtpm": "[vtpm]\npcrs = [0]\nunsafe_any_pcr_values = true\nunsafe_any_ak = true\n",
+    "sev-snp": "[sev-snp]\nvmpl = [0, 1, 2, 3]\nunsafe_any_tcb = true\nunsafe_any_measurement = true\n",
+    "azure": "[azure]\nunsafe_allow_no_secure_boot = true\n",
+    "maa": "[maa]\nunsafe_any_issuer = true\nunsafe_any_measurement = true\n",
+    "gcp": (
+        '[gcp]\nhardware = ["GCP_AMD_SEV", "GCP_AMD_SEV_ES", "GCP_AMD_SEV_SNP", "GCP_INTEL_TDX"]\n'
+        "unsafe_any_audience = true\nunsafe_any_image = true\nunsafe_any_support = true\n"
+    ),
+}
+
+
+def first_report_policy(*platforms: Platform) -> EvidencePolicy:
     """Accepts any genuine evidence of these platforms, pins nothing, and says so in ``unsafe``: for the first look at a
     machine, whose result ``verifier.policy_from_result`` turns into a strict policy. Never for traffic.
     """
     text = 'id = "first-report"\nunsafe_accept_vtpm_only = true\n'
-    if "vtpm" in platforms:
-        text += "[vtpm]\npcrs = [0]\nunsafe_any_pcr_values = true\nunsafe_any_ak = true\n"
-    if "sev-snp" in platforms:
-        text += "[sev-snp]\nvmpl = [0, 1, 2, 3]\nunsafe_any_tcb = true\nunsafe_any_measurement = true\n"
-    return parse_policy(text)
+    return parse_policy(text + "".join(_FIRST_REPORT[name] for name in _FIRST_REPORT if name in platforms))
 
 
 def _read(path: Path) -> str:
@@ -160,6 +186,9 @@ def _policy(content: _PolicyFile) -> EvidencePolicy:
         unsafe_accept_vtpm_only=content.unsafe_accept_vtpm_only,
         vtpm=content.vtpm,
         sev_snp=content.sev_snp,
+        azure=content.azure,
+        maa=content.maa,
+        gcp=content.gcp,
         none=content.none,
         reference_values=content.reference_values or ReferenceValues(),
     )
@@ -172,20 +201,29 @@ def _check(policy: EvidencePolicy, where: str) -> None:
         problems += _vtpm_problems(policy.vtpm, policy.reference_values.vtpm, named_by_hardware=named)
     if policy.sev_snp is not None:
         problems += _snp_problems(policy.sev_snp, policy.reference_values.sev_snp)
+    problems += _token_problems(policy)
     if problems:
         raise PolicyFormatError(f"{where}: {'; '.join(problems)}")
 
 
 def _table_problems(policy: EvidencePolicy) -> list[str]:
     problems = []
-    if policy.vtpm is None and policy.sev_snp is None and policy.none is None:
-        problems.append("asks for no evidence: one of [vtpm], [sev-snp], [none] is required")
-    if policy.none is not None and (policy.vtpm is not None or policy.sev_snp is not None):
+    tables = {
+        name: (getattr(policy, name), getattr(policy.reference_values, name))
+        for name in ReferenceValues.__struct_fields__
+    }
+    asked = [name for name, (rules, _) in tables.items() if rules is not None]
+    if not asked and policy.none is None:
+        problems.append("asks for no evidence: one of [vtpm], [sev-snp], [azure], [maa], [gcp], [none] is required")
+    if asked and policy.none is not None:
         problems.append("[none] beside another kind of evidence")
-    for name, rules, values in (
-        ("vtpm", policy.vtpm, policy.reference_values.vtpm),
-        ("sev-snp", policy.sev_snp, policy.reference_values.sev_snp),
-    ):
+    hardware = policy.sev_snp or getattr(policy, "tdx", None)
+    if policy.azure is not None and (policy.vtpm is None or hardware is None):
+        problems.append("[azure] says how hardware and vTPM hang together: it needs [vtpm] and the hardware's table")
+    if policy.maa is not None and policy.gcp is not None:
+        problems.append("[maa] and [gcp]: evidence has room for one token")
+    for field, (rules, values) in tables.items():
+        name = field.replace("_", "-")
         if rules is None and values != type(values)():
             problems.append(f"reference values for [{name}], which is not asked for")
     return problems
@@ -203,6 +241,11 @@ def _vtpm_problems(
     wanted, given = {str(index) for index in rules.pcrs}, set(values.pcr_values)
     if rules.unsafe_any_pcr_values and given:
         problems.append("vtpm.unsafe_any_pcr_values contradicts the PCR values")
+    given |= set(values.event_digests)
+    if set(values.pcr_values) & set(values.event_digests):
+        problems.append("reference_values.vtpm: pcr_values and event_digests of the same PCR")
+    if rules.pcr_bank == "sha1" and not rules.unsafe_allow_sha1:
+        problems.append("vtpm.pcr_bank is sha1: only with unsafe_allow_sha1 = true")
     if not rules.unsafe_any_pcr_values and wanted != given:
         lone = ", ".join(sorted(wanted ^ given, key=int))
         problems.append(f"reference_values.vtpm.pcr_values: rule or value missing for PCR {lone}")
@@ -220,4 +263,20 @@ def _snp_problems(rules: snp_scheme.Rules, values: snp_scheme.ReferenceValues) -
         problems.append("sev-snp: give measurements, or unsafe_any_measurement = true, not both")
     if rules.unsafe_any_tcb == (rules.min_tcb is not None):
         problems.append("sev-snp: give min_tcb, or unsafe_any_tcb = true, not both")
+    return problems
+
+
+def _token_problems(policy: EvidencePolicy) -> list[str]:
+    problems = []
+    if policy.maa is not None:
+        maa, values = policy.maa, policy.reference_values.maa
+        if maa.unsafe_any_issuer == bool(maa.issuers):
+            problems.append("maa: give issuers, or unsafe_any_issuer = true, not both")
+        if maa.unsafe_any_measurement == bool(values.measurements):
+            problems.append("maa: give measurements, or unsafe_any_measurement = true, not both")
+    if policy.gcp is not None:
+        if policy.gcp.unsafe_any_audience == bool(policy.gcp.audiences):
+            problems.append("gcp: give audiences, or unsafe_any_audience = true, not both")
+        if policy.gcp.unsafe_any_image == bool(policy.reference_values.gcp.image_digests):
+            problems.append("gcp: give image_digests, or unsafe_any_image = true, not both")
     return problems
