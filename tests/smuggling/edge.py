@@ -23,7 +23,7 @@ from tests.smuggling.cases import Case, Message
 
 LIMITS = Limits(max_head_bytes=4096, max_fields=32, max_json_body=4096, max_body_bytes=8192)
 ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
-_STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Edge(Rig):
 
     @property
     def outcome(self) -> Outcome:
-        statuses = tuple(int(code) for code in _STATUS.findall(self.received) if code != b"100")
+        statuses = tuple(int(code) for code in STATUS.findall(self.received) if code != b"100")
         return Outcome(statuses, self.closed, tuple(self.messages), [b.emitted for b in self.backends])
 
 

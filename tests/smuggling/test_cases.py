@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.smuggling import edge
+from tests.smuggling import edge, sockets
 from tests.smuggling.cases import CASES, TABLES, Case, load
 
 
@@ -28,3 +28,13 @@ def test_the_readme_lists_every_class_with_its_count() -> None:
     text = TABLES.with_name("README.md").read_text("utf-8")
     listed = {name: int(count) for name, count in re.findall(r"^\| `([a-z0-9_]+)` \| (\d+) \|", text, re.MULTILINE)}
     assert listed == {table.stem: len(load(table)) for table in TABLES.glob("*.txt")}
+
+
+SAMPLE = [case for case in CASES if case.chain == "stream"][::6]
+
+
+async def test_a_sample_over_a_socket() -> None:
+    """The same outcomes with a real transport on both sides, so that closing is seen as the client sees it."""
+    async with sockets.Edge() as running:
+        for case in SAMPLE:
+            assert await running.outcome(case.data, len(case.statuses)) == edge.required(case), case.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ async def test_byte_by_byte(case: Case) -> None:
 def test_random_cuts(case: Case, cuts: list[float]) -> None:
     size = len(case.data)
     places = [0, *sorted(int(cut * size) for cut in cuts), size]
-    pieces = [case.data[start:end] for start, end in zip(places, places[1:], strict=False) if end > start]
+    pieces = [case.data[start:end] for start, end in itertools.pairwise(places) if end > start]
     assert asyncio.run(edge.run(case, *pieces)) == edge.required(case)
 
 
