@@ -1,9 +1,9 @@
 """The appraisal policy: a TOML file that says which evidence a relying party accepts. One schema for all platforms.
 
-A table per kind of evidence (``[vtpm]``, ``[sev-snp]``, ``[azure]``, ``[maa]``, ``[gcp]``, ``[none]``) asks for that
-evidence: every one named must be there, and none other may be. Rules say how to compare; what to compare with stands
-apart, in ``[reference_values.*]`` or in the file that ``reference_values_file`` names. An unknown key, an empty list or
-table, a rule without reference values: errors. What skips a check is called ``unsafe_``, and
+A table per kind of evidence (``[vtpm]``, ``[sev-snp]``, ``[tdx]``, ``[azure]``, ``[maa]``, ``[gcp]``, ``[none]``) asks
+for that evidence: every one named must be there, and none other may be. Rules say how to compare; what to compare with
+stands apart, in ``[reference_values.*]`` or in the file that ``reference_values_file`` names. An unknown key, an empty
+list or table, a rule without reference values: errors. What skips a check is called ``unsafe_``, and
 :attr:`EvidencePolicy.unsafe` lists it for the log.
 """
 
@@ -23,6 +23,7 @@ from attest.schemes.azure import appraise as azure_scheme
 from attest.schemes.azure import maa_appraise as maa_scheme
 from attest.schemes.gcp import appraise as gcp_scheme
 from attest.schemes.sev_snp import appraise as snp_scheme
+from attest.schemes.tdx import appraise as tdx_scheme
 from attest.schemes.vtpm import appraise as vtpm_scheme
 
 __all__ = ["EvidencePolicy", "NoneRules", "ReferenceValues", "first_report_policy", "load_policy", "parse_policy"]
@@ -41,6 +42,7 @@ class ReferenceValues(Table, frozen=True, rename={"sev_snp": "sev-snp"}):
 
     vtpm: vtpm_scheme.ReferenceValues = vtpm_scheme.ReferenceValues()
     sev_snp: snp_scheme.ReferenceValues = snp_scheme.ReferenceValues()
+    tdx: tdx_scheme.ReferenceValues = tdx_scheme.ReferenceValues()
     azure: azure_scheme.ReferenceValues = azure_scheme.ReferenceValues()
     maa: maa_scheme.ReferenceValues = maa_scheme.ReferenceValues()
     gcp: gcp_scheme.ReferenceValues = gcp_scheme.ReferenceValues()
@@ -52,6 +54,7 @@ class _PolicyFile(Table, frozen=True, rename={"sev_snp": "sev-snp"}):
     unsafe_accept_vtpm_only: bool = False
     vtpm: vtpm_scheme.Rules | None = None
     sev_snp: snp_scheme.Rules | None = None
+    tdx: tdx_scheme.Rules | None = None
     azure: azure_scheme.Rules | None = None
     maa: maa_scheme.Rules | None = None
     gcp: gcp_scheme.Rules | None = None
@@ -71,6 +74,7 @@ class EvidencePolicy(msgspec.Struct, frozen=True, kw_only=True):
     unsafe_accept_vtpm_only: bool
     vtpm: vtpm_scheme.Rules | None
     sev_snp: snp_scheme.Rules | None
+    tdx: tdx_scheme.Rules | None
     azure: azure_scheme.Rules | None
     maa: maa_scheme.Rules | None
     gcp: gcp_scheme.Rules | None
@@ -81,7 +85,7 @@ class EvidencePolicy(msgspec.Struct, frozen=True, kw_only=True):
     def unsafe(self) -> tuple[str, ...]:
         """The ``unsafe_`` settings that are on, as "table.key"."""
         tables: tuple[tuple[str, Any], ...] = (
-            ("", self), ("vtpm.", self.vtpm), ("sev-snp.", self.sev_snp),
+            ("", self), ("vtpm.", self.vtpm), ("sev-snp.", self.sev_snp), ("tdx.", self.tdx),
             ("azure.", self.azure), ("maa.", self.maa), ("gcp.", self.gcp),
         )  # fmt: skip
         return tuple(
@@ -120,11 +124,16 @@ def parse_policy(text: str, reference_values: str | None = None, *, where: str =
     return policy
 
 
-Platform = Literal["vtpm", "sev-snp", "azure", "maa", "gcp"]
+Platform = Literal["vtpm", "sev-snp", "tdx", "azure", "maa", "gcp"]
 # What accepts any genuine evidence of a platform and pins nothing: each skipped comparison by its own name.
 _FIRST_REPORT: dict[Platform, str] = {
     "vtpm": "[vtpm]\npcrs = [0]\nunsafe_any_pcr_values = true\nunsafe_any_ak = true\n",
     "sev-snp": "[sev-snp]\nvmpl = [0, 1, 2, 3]\nunsafe_any_tcb = true\nunsafe_any_measurement = true\n",
+    "tdx": (
+        '[tdx]\ntcb_statuses = ["UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", '
+        '"ConfigurationAndSWHardeningNeeded", "OutOfDate", "OutOfDateConfigurationNeeded"]\n'
+        "unsafe_allow_sept_ve = true\nunsafe_any_service_td = true\nunsafe_any_mr_td = true\nunsafe_any_rtmrs = true\n"
+    ),
     "azure": "[azure]\nunsafe_allow_no_secure_boot = true\n",
     "maa": "[maa]\nunsafe_any_issuer = true\nunsafe_any_measurement = true\n",
     "gcp": (
@@ -186,6 +195,7 @@ def _policy(content: _PolicyFile) -> EvidencePolicy:
         unsafe_accept_vtpm_only=content.unsafe_accept_vtpm_only,
         vtpm=content.vtpm,
         sev_snp=content.sev_snp,
+        tdx=content.tdx,
         azure=content.azure,
         maa=content.maa,
         gcp=content.gcp,
@@ -197,10 +207,12 @@ def _policy(content: _PolicyFile) -> EvidencePolicy:
 def _check(policy: EvidencePolicy, where: str) -> None:
     problems = _table_problems(policy)
     if policy.vtpm is not None:
-        named = policy.sev_snp is not None
+        named = policy.sev_snp is not None or policy.tdx is not None
         problems += _vtpm_problems(policy.vtpm, policy.reference_values.vtpm, named_by_hardware=named)
     if policy.sev_snp is not None:
-        problems += _snp_problems(policy.sev_snp, policy.reference_values.sev_snp)
+        problems += snp_scheme.problems(policy.sev_snp, policy.reference_values.sev_snp)
+    if policy.tdx is not None:
+        problems += tdx_scheme.problems(policy.tdx, policy.reference_values.tdx)
     problems += _token_problems(policy)
     if problems:
         raise PolicyFormatError(f"{where}: {'; '.join(problems)}")
@@ -214,10 +226,13 @@ def _table_problems(policy: EvidencePolicy) -> list[str]:
     }
     asked = [name for name, (rules, _) in tables.items() if rules is not None]
     if not asked and policy.none is None:
-        problems.append("asks for no evidence: one of [vtpm], [sev-snp], [azure], [maa], [gcp], [none] is required")
+        kinds = ", ".join(f"[{name.replace('_', '-')}]" for name in (*tables, "none"))
+        problems.append(f"asks for no evidence: one of {kinds} is required")
     if asked and policy.none is not None:
         problems.append("[none] beside another kind of evidence")
-    hardware = policy.sev_snp or getattr(policy, "tdx", None)
+    hardware = policy.sev_snp or policy.tdx
+    if policy.sev_snp is not None and policy.tdx is not None:
+        problems.append("[sev-snp] and [tdx]: evidence has room for one kind of hardware")
     if policy.azure is not None and (policy.vtpm is None or hardware is None):
         problems.append("[azure] says how hardware and vTPM hang together: it needs [vtpm] and the hardware's table")
     if policy.maa is not None and policy.gcp is not None:
@@ -254,15 +269,6 @@ def _vtpm_problems(
             load_certificate(pem.encode())
         except MalformedEvidence:
             problems.append("reference_values.vtpm.ak_roots: not a PEM certificate")
-    return problems
-
-
-def _snp_problems(rules: snp_scheme.Rules, values: snp_scheme.ReferenceValues) -> list[str]:
-    problems = []
-    if rules.unsafe_any_measurement == bool(values.measurements):
-        problems.append("sev-snp: give measurements, or unsafe_any_measurement = true, not both")
-    if rules.unsafe_any_tcb == (rules.min_tcb is not None):
-        problems.append("sev-snp: give min_tcb, or unsafe_any_tcb = true, not both")
     return problems
 
 

@@ -60,7 +60,7 @@ REFUSED = {
     "id with a quote": (VTPM.replace('"p"', "'p\"'"), "id"),
     "unknown key at the top": ("x = 1\n" + VTPM, "`x`"),
     "unknown key in a table": (VTPM.replace("pcrs =", "pcr_bnak = 'sha256'\npcrs ="), "pcr_bnak"),
-    "unknown table": (VTPM + "[tdx]\nx = 1\n", "tdx"),
+    "unknown table": (VTPM + "[sgx]\nx = 1\n", "sgx"),
     "unknown reference value": (VTPM.replace("ak_names", "ak_nmes"), "ak_nmes"),
     "asks for nothing": ('id = "p"\n', "asks for no evidence"),
     "empty rule": (VTPM.replace("[0, 7]", "[]"), "pcrs: is empty"),

@@ -11,7 +11,7 @@ from attest.rules import Hex32, Hex48, Hex64, Table, require, require_if_listed,
 from attest.schemes.sev_snp.abi import Tcb
 from attest.schemes.sev_snp.verify import VerifiedReport
 
-__all__ = ["ReferenceValues", "Rules", "TcbFloor", "appraise_report", "claims_of"]
+__all__ = ["ReferenceValues", "Rules", "TcbFloor", "appraise_report", "claims_of", "problems"]
 
 Level = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Vmpl = Annotated[int, msgspec.Meta(ge=0, le=3)]
@@ -58,6 +58,16 @@ class ReferenceValues(Table, frozen=True):
     author_key_digests: tuple[Hex48, ...] = ()
     chip_ids: tuple[Hex64, ...] = ()
     csp_ids: tuple[str, ...] = ()
+
+
+def problems(rules: Rules, reference: ReferenceValues) -> list[str]:
+    """What makes these rules unusable, in words: a comparison without values, or with values and told to be skipped."""
+    found = []
+    if rules.unsafe_any_measurement == bool(reference.measurements):
+        found.append("sev-snp: give measurements, or unsafe_any_measurement = true, not both")
+    if rules.unsafe_any_tcb == (rules.min_tcb is not None):
+        found.append("sev-snp: give min_tcb, or unsafe_any_tcb = true, not both")
+    return found
 
 
 def appraise_report(verified: VerifiedReport, rules: Rules, reference: ReferenceValues) -> tuple[Mismatch, ...]:

@@ -11,7 +11,7 @@ from attest.rules import Hex16, Hex48, Table, require, require_if_listed, requir
 from attest.schemes.tdx.abi import TdReport
 from attest.schemes.tdx.verify import VerifiedQuote
 
-__all__ = ["ReferenceValues", "Rules", "appraise_quote", "claims_of"]
+__all__ = ["ReferenceValues", "Rules", "appraise_quote", "claims_of", "problems"]
 
 # What a policy may accept; "Revoked" is never among them.
 Status = Literal[
@@ -90,6 +90,20 @@ _LISTED = (
     "mr_config_id", "mr_owner", "mr_owner_config", "mr_seam", "mr_signer_seam", "seam_attributes", "td_attributes",
     "xfam",
 )  # fmt: skip
+
+
+def problems(rules: Rules, reference: ReferenceValues) -> list[str]:
+    """What makes these rules unusable, in words: a comparison without values, or with values and told to be skipped."""
+    found = []
+    if rules.unsafe_any_mr_td == bool(reference.mr_td):
+        found.append("tdx: give mr_td, or unsafe_any_mr_td = true, not both")
+    if rules.unsafe_any_rtmrs == bool(rules.rtmrs or reference.rtmr_values):
+        found.append("tdx: give rtmrs and rtmr_values, or unsafe_any_rtmrs = true, not both")
+    if lone := {str(index) for index in rules.rtmrs} ^ set(reference.rtmr_values):
+        found.append(f"reference_values.tdx.rtmr_values: rule or value missing for RTMR {', '.join(sorted(lone))}")
+    if rules.unsafe_any_service_td and reference.mr_service_td:
+        found.append("tdx.unsafe_any_service_td contradicts mr_service_td")
+    return found
 
 
 def appraise_quote(verified: VerifiedQuote, rules: Rules, reference: ReferenceValues) -> tuple[Mismatch, ...]:
