@@ -11,6 +11,8 @@ from attest.errors import AppraisalFailed, Mismatch
 from attest.policy import EvidencePolicy
 from attest.schemes.sev_snp import appraise as snp
 from attest.schemes.sev_snp.verify import VerifiedReport
+from attest.schemes.tdx import appraise as tdx
+from attest.schemes.tdx.verify import VerifiedQuote as VerifiedTdQuote
 from attest.schemes.vtpm import appraise as vtpm
 from attest.schemes.vtpm.verify import VerifiedQuote
 
@@ -25,12 +27,18 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     expires: float
     quote: VerifiedQuote | None = None
     report: VerifiedReport | None = None
+    td_quote: VerifiedTdQuote | None = None
+
+    @property
+    def hardware(self) -> VerifiedReport | VerifiedTdQuote | None:
+        """The evidence of hardware that keeps memory from its operator, if there is any."""
+        return self.report or self.td_quote
 
 
 class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
     """RFC 9334 Attestation Result of accepted evidence; there is none for refused evidence (AppraisalFailed).
 
-    ``platform``: "vtpm", "sev-snp", "sev-snp+vtpm", with "simulated-" in front where it is one, or "none".
+    ``platform``: "vtpm", "sev-snp", "tdx", "sev-snp+vtpm", "tdx+vtpm", or "none"; "simulated-" stands before what is.
     ``confidential``: hardware that keeps memory from its operator has vouched. ``claims``: verified claims as text.
     ``expires``: Unix seconds, the earliest end of claims and certificates; the caller adds its own interval.
     ``appraisal_id`` is derived from evidence and policy, so equal inputs give equal ids.
@@ -52,24 +60,28 @@ class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
     """The result, or AppraisalFailed with every mismatch in rule order."""
-    quote, report = verified.quote, verified.report
+    quote, report, td_quote = verified.quote, verified.report, verified.td_quote
     reference = policy.reference_values
     mismatches: tuple[Mismatch, ...] = ()
     claims: dict[str, str] = {}
     if report is not None and policy.sev_snp is not None:
         mismatches += snp.appraise_report(report, policy.sev_snp, reference.sev_snp)
         claims |= snp.claims_of(report)
+    if td_quote is not None and policy.tdx is not None:
+        mismatches += tdx.appraise_quote(td_quote, policy.tdx, reference.tdx)
+        claims |= tdx.claims_of(td_quote)
     if quote is not None and policy.vtpm is not None:
         mismatches += vtpm.appraise_quote(quote, policy.vtpm, reference.vtpm)
         claims |= vtpm.claims_of(quote)
     mismatches += _confidentiality(verified, policy)
     if mismatches:
         raise AppraisalFailed(mismatches)
-    simulated = report is not None and report.simulated
+    hardware = verified.hardware
+    simulated = hardware is not None and hardware.simulated
     identity = f"{verified.evidence_digest}{policy.digest}".encode()
     return AttestationResult(
         platform=_platform(verified),
-        confidential=report is not None and not simulated and not report.report.policy.debug,
+        confidential=hardware is not None and not simulated and not hardware.debug,
         simulated=simulated,
         claims=claims,
         policy_id=policy.id,
@@ -84,7 +96,7 @@ def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
 
 def _confidentiality(verified: Verified, policy: EvidencePolicy) -> tuple[Mismatch, ...]:
     """A vTPM alone says what booted, not that the operator cannot read memory: a policy must accept that by name."""
-    if verified.report is not None or (verified.quote is not None and policy.unsafe_accept_vtpm_only):
+    if verified.hardware is not None or (verified.quote is not None and policy.unsafe_accept_vtpm_only):
         return ()
     if verified.quote is not None:
         hint = "set unsafe_accept_vtpm_only = true, or ask for hardware evidence"
@@ -98,6 +110,8 @@ def _platform(verified: Verified) -> str:
     names = []
     if verified.report is not None:
         names.append("simulated-sev-snp" if verified.report.simulated else "sev-snp")
+    if verified.td_quote is not None:
+        names.append("simulated-tdx" if verified.td_quote.simulated else "tdx")
     if verified.quote is not None:
         names.append("vtpm")
     return "+".join(names) or "none"

@@ -1,7 +1,8 @@
-"""Intel's collateral for TDX as one value: the JSON form that dcap-qvl calls QuoteCollateralV3, parsed, not verified.
+"""What is handed in beside evidence: certificates, revocation lists, Intel's collateral for TDX. Parsed, not verified.
 
-Whoever fetches collateral writes this form, whoever verifies reads it; ``schemes.tdx.verify.verify_collateral`` checks
-signatures and chains. TCB info and QE identity stay the exact bytes that Intel signed. Intel PCS API v4.
+Collateral is one value in the JSON form that dcap-qvl calls QuoteCollateralV3: whoever fetches writes it, whoever
+verifies reads it, and ``schemes.tdx.verify.verify_collateral`` checks signatures and chains. TCB info and QE identity
+stay the exact bytes that Intel signed. Intel PCS API v4.
 """
 
 from __future__ import annotations
@@ -9,15 +10,25 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 from cryptography import x509
 
-from attest.chain import load_chain, load_crl
+from attest.chain import load_certificates, load_chain, load_crl
+from attest.der import INTEGER, der_items
 from attest.errors import MalformedEvidence
 
-__all__ = ["MAX_COLLATERAL_BYTES", "TdxCollateral", "Window", "parse_collateral", "window"]
+__all__ = [
+    "MAX_COLLATERAL_BYTES",
+    "Endorsements",
+    "TdxCollateral",
+    "Window",
+    "parse_collateral",
+    "sort_endorsements",
+    "window",
+]
 
 MAX_COLLATERAL_BYTES = 8 << 20  # a revocation list may grow; today's sets have about 20 KiB
 
@@ -55,6 +66,14 @@ class TdxCollateral(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
+class Endorsements(msgspec.Struct, frozen=True):
+    """Endorsements by kind, in the order in which they came. ``collateral`` is still JSON."""
+
+    certificates: tuple[x509.Certificate, ...]
+    crls: tuple[x509.CertificateRevocationList, ...]
+    collateral: tuple[bytes, ...]
+
+
 class Window(msgspec.Struct, frozen=True):
     """When every part of a set is in its time, Unix seconds. ``refresh_at`` is when half of it has passed."""
 
@@ -86,6 +105,32 @@ def parse_collateral(raw: bytes) -> TdxCollateral:
         )
     except (msgspec.MsgspecError, ValueError) as error:
         raise _malformed(str(error)) from None
+
+
+def sort_endorsements(files: Sequence[bytes]) -> Endorsements:
+    """Each of ``files`` by what it is: JSON is collateral, the rest certificates (one or several) or a revocation list,
+    PEM or DER. Raises MalformedEvidence for anything else.
+    """
+    certificates: list[x509.Certificate] = []
+    crls: list[x509.CertificateRevocationList] = []
+    collateral: list[bytes] = []
+    for raw in files:
+        if raw.lstrip()[:1] == b"{":
+            collateral.append(raw)
+        elif b"-----BEGIN X509 CRL-----" in raw[:200] or _is_der_crl(raw):
+            crls.append(load_crl(raw))
+        else:
+            certificates += load_certificates(raw)
+    return Endorsements(tuple(certificates), tuple(crls), tuple(collateral))
+
+
+def _is_der_crl(raw: bytes) -> bool:
+    """Within its outer two SEQUENCEs a list starts with version 2 (INTEGER 1), a certificate with a context tag."""
+    try:
+        ((_, outer),) = der_items(raw)
+        return der_items(der_items(outer)[0][1])[0] == (INTEGER, b"\x01")
+    except (ValueError, IndexError, MalformedEvidence):
+        return False
 
 
 def _signature(text: str) -> bytes:

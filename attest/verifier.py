@@ -14,12 +14,14 @@ from cryptography import x509
 from attest.appraise import AttestationResult, Verified, appraise
 from attest.binding import Expected, ak_report_data, check_binding, data_hash, snp_report_data
 from attest.chain import load_certificate
-from attest.errors import UnsupportedEvidence
+from attest.collateral import Endorsements, parse_collateral, sort_endorsements
+from attest.errors import EndorsementUnavailable, UnsupportedEvidence
 from attest.evidence import (
     ENDORSEMENTS,
     ENDORSEMENTS_TYPE,
     HARDWARE,
     SNP_REPORT_TYPE,
+    TDX_QUOTE_TYPE,
     TPM2_QUOTE_TYPE,
     TPM_QUOTE,
     Evidence,
@@ -36,20 +38,27 @@ from attest.schemes.sev_snp.verify import (
     check_report_data,
     verify_report,
 )
+from attest.schemes.tdx import verify as tdx
 from attest.schemes.vtpm.verify import VerifiedQuote, verify_ak_certificate, verify_quote
 
 __all__ = ["Verifier", "policy_from_result"]
 
 
-class Verifier:
-    """Appraises evidence under one policy. Safe to share between threads: it keeps nothing from one call to the next.
+MAX_COLLATERAL = 16  # sets that one verifier remembers, and that one call may hand in
 
-    ``allow_simulated`` also trusts the testkit's root; results from it say ``simulated`` and are not confidential.
+
+class Verifier:
+    """Appraises evidence under one policy. Safe to share between threads: from one call to the next it keeps TDX
+    collateral that it has verified, which it uses in its time only, and nothing else.
+
+    ``allow_simulated`` also trusts the testkit's roots; results from them say ``simulated`` and are not confidential.
     """
 
     def __init__(self, policy: EvidencePolicy, *, allow_simulated: bool = False) -> None:
         self.policy = policy
         self._snp_roots = _snp_roots(allow_simulated) if policy.sev_snp is not None else {}
+        self._tdx_roots = _tdx_roots(allow_simulated) if policy.tdx is not None else ()
+        self._collateral: dict[bytes, tdx.VerifiedCollateral] = {}
         self._ak_roots = [load_certificate(pem.encode()) for pem in policy.reference_values.vtpm.ak_roots]
 
     def appraise(
@@ -58,8 +67,10 @@ class Verifier:
         """Verify and appraise encoded evidence.
 
         ``expected``: what the caller knows of channel and peer. ``now``: Unix seconds. ``endorsements``: certificates
-        (DER or PEM) beside those that the evidence carries. Raises an AttestError for everything but acceptance.
-        Not checked: revocation, and that the TLS peer holds the key in ``expected`` (the channel's work).
+        beside those that the evidence carries, revocation lists, collateral for TDX (``collateral.sort_endorsements``).
+        Raises an AttestError for everything but acceptance. Not checked: revocation of AMD's intermediates when no
+        list is handed in (a rule can ask for one), of AK certificates ever; that the TLS peer holds the key in
+        ``expected`` (the channel's work).
         """
         # 1. One strict collection.
         evidence = decode_evidence(raw)
@@ -68,24 +79,30 @@ class Verifier:
         # 3. Exactly the parts that the policy asks for.
         self._check_parts(evidence)
         # 4. Signatures and chains; each part speaks for the hash of these very claims.
-        certificates = _certificates(evidence, endorsements)
+        given = _endorsements(evidence, endorsements)
         hashed = data_hash(evidence.claims)
-        quote, quote_expires = self._verify_quote(evidence.parts.get(TPM_QUOTE), hashed, certificates, now)
-        report = self._verify_report(evidence.parts.get(HARDWARE), hashed, quote, certificates, now)
+        quote, quote_expires = self._verify_quote(evidence.parts.get(TPM_QUOTE), hashed, given.certificates, now)
+        # With a vTPM beside it, the hardware names the AK, which thereby needs no other trust.
+        bound = ak_report_data(quote.ak_public, hashed) if quote else snp_report_data(hashed)
+        report = self._verify_report(evidence.parts.get(HARDWARE), bound, given, now)
+        td_quote = self._verify_td_quote(evidence.parts.get(HARDWARE), bound, given, now)
+        hardware = report or td_quote
         # 5. The policy's rules.
         verified = Verified(
             claims=claims,
             evidence_digest=hashlib.sha256(raw).hexdigest(),
-            expires=min(float(claims.not_after), quote_expires, report.expires if report else math.inf),
+            expires=min(float(claims.not_after), quote_expires, hardware.expires if hardware else math.inf),
             quote=quote,
             report=report,
+            td_quote=td_quote,
         )
         return appraise(verified, self.policy)
 
     def _check_parts(self, evidence: Evidence) -> None:
+        policy = self.policy
         wanted = {
-            TPM_QUOTE: TPM2_QUOTE_TYPE if self.policy.vtpm is not None else None,
-            HARDWARE: SNP_REPORT_TYPE if self.policy.sev_snp is not None else None,
+            TPM_QUOTE: TPM2_QUOTE_TYPE if policy.vtpm is not None else None,
+            HARDWARE: SNP_REPORT_TYPE if policy.sev_snp else TDX_QUOTE_TYPE if policy.tdx else None,
         }
         for key, media_type in wanted.items():
             if media_type is not None and key not in evidence.parts:
@@ -106,26 +123,68 @@ class Verifier:
         return quote, verify_ak_certificate(quote, certificates, self._ak_roots, now)
 
     def _verify_report(
-        self,
-        part: Part | None,
-        hashed: bytes,
-        quote: VerifiedQuote | None,
-        certificates: Sequence[x509.Certificate],
-        now: float,
+        self, part: Part | None, bound: bytes, given: Endorsements, now: float
     ) -> VerifiedReport | None:
-        if part is None:
+        rules = self.policy.sev_snp
+        if part is None or rules is None:
             return None
-        verified = verify_report(part.body, certificates, now, self._snp_roots)
-        # With a vTPM beside it, the hardware report names the AK, which thereby needs no other trust.
-        expected = ak_report_data(quote.ak_public, hashed) if quote else snp_report_data(hashed)
-        check_report_data(verified.report, expected)
+        verified = verify_report(
+            part.body,
+            given.certificates,
+            now,
+            self._snp_roots,
+            crls=given.crls,
+            allow_masked_chip_id=rules.unsafe_allow_masked_chip_id,
+        )
+        check_report_data(verified.report, bound)
         return verified
 
+    def _verify_td_quote(
+        self, part: Part | None, bound: bytes, given: Endorsements, now: float
+    ) -> tdx.VerifiedQuote | None:
+        if part is None or self.policy.tdx is None:
+            return None
+        verified = self._with_fitting_collateral(part.body, given.collateral, now)
+        tdx.check_report_data(verified.quote, bound)
+        return verified
 
-def _certificates(evidence: Evidence, endorsements: Sequence[bytes]) -> list[x509.Certificate]:
+    def _with_fitting_collateral(self, raw: bytes, sets: Sequence[bytes], now: float) -> tdx.VerifiedQuote:
+        """A host may hand in the collateral of several kinds of platform: the first that is of this one counts."""
+        if len(sets) > MAX_COLLATERAL:
+            raise UnsupportedEvidence(f"{len(sets)} sets of collateral", code="ambiguous_endorsement")
+        unfitting = EndorsementUnavailable("no collateral for TDX was handed in", code="collateral_missing")
+        for collateral in sets:
+            try:
+                return tdx.verify_quote(raw, self._verified_collateral(collateral, now), now)
+            except EndorsementUnavailable as error:
+                unfitting = error
+        raise unfitting
+
+    def _verified_collateral(self, raw: bytes, now: float) -> tdx.VerifiedCollateral:
+        known = self._collateral.get(raw)
+        if known is None or not known.start <= now <= known.expires:
+            known = tdx.verify_collateral(parse_collateral(raw), now, self._tdx_roots)
+            if len(self._collateral) >= MAX_COLLATERAL:
+                self._collateral.clear()
+            self._collateral[raw] = known
+        return known
+
+
+def _endorsements(evidence: Evidence, handed_in: Sequence[bytes]) -> Endorsements:
+    """What was handed in, and the certificates that the evidence carries."""
     part = evidence.parts.get(ENDORSEMENTS)
     carried = decode_certificates(part.body) if part is not None else ()
-    return [load_certificate(der) for der in (*carried, *endorsements)]
+    given = sort_endorsements(handed_in)
+    certificates = (*(load_certificate(der) for der in carried), *given.certificates)
+    return Endorsements(certificates, given.crls, given.collateral)
+
+
+def _tdx_roots(allow_simulated: bool) -> tuple[tdx.Root, ...]:
+    if not allow_simulated:
+        return tdx.intel_roots()
+    from attest.testkit.intel import simulated_intel_roots  # the one way by which the testkit's root comes in
+
+    return (*tdx.intel_roots(), *simulated_intel_roots())
 
 
 def _snp_roots(allow_simulated: bool) -> Mapping[str, Sequence[Root]]:
@@ -140,7 +199,7 @@ def _snp_roots(allow_simulated: bool) -> Mapping[str, Sequence[Root]]:
 def policy_from_result(
     result: AttestationResult, *, policy_id: str, max_lifetime_s: float = 7200.0, pcrs: Sequence[int] | None = None
 ) -> str:
-    """A strict policy (TOML) that pins what ``result`` shows: AK name and PCR values, measurement, chip and TCB.
+    """A strict policy (TOML) that pins what ``result`` shows: AK name and PCR values, measurements, chip and TCB.
 
     The result is trusted as found: look at it before you use the policy. ``pcrs`` limits the PCRs pinned; default: all
     that were quoted. ``unsafe_accept_vtpm_only`` is written for a vTPM without hardware evidence, because such a policy
@@ -149,13 +208,17 @@ def policy_from_result(
     lines = [f'id = "{policy_id}"', f"max_lifetime_s = {max_lifetime_s}"]
     values: list[str] = []
     if "ak.name" in result.claims:
-        if "measurement" not in result.claims:
+        if "measurement" not in result.claims and "mr_td" not in result.claims:
             lines.append("unsafe_accept_vtpm_only = true  # no hardware evidence: integrity, not confidentiality")
         rules, pinned = _vtpm_tables(result.claims, pcrs)
         lines += rules
         values += pinned
     if "measurement" in result.claims:
         rules, pinned = _snp_tables(result.claims)
+        lines += rules
+        values += pinned
+    if "mr_td" in result.claims:
+        rules, pinned = _tdx_tables(result.claims)
         lines += rules
         values += pinned
     if not values:
@@ -193,4 +256,26 @@ def _snp_tables(claims: Mapping[str, str]) -> tuple[list[str], list[str]]:
         values.append(f'chip_ids = ["{claims["chip_id"]}"]')
     else:
         values.append(f'csp_ids = ["{claims["csp_id"]}"]')
+    return rules, values
+
+
+def _tdx_tables(claims: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    rules = [
+        "",
+        "[tdx]",
+        f'tcb_statuses = ["{claims["tcb.status"]}"]',
+        f"min_tcb_evaluation_data_number = {claims['tcb.evaluation_data_number']}",
+        f'min_tee_tcb_svn = "{claims["tee_tcb_svn"]}"',
+        f"min_qe_svn = {claims['qe.svn']}",
+        f"min_pce_svn = {claims['pce_svn']}",
+        "rtmrs = [0, 1, 2, 3]",
+    ]
+    if claims["td_attributes.sept_ve_disable"] == "false":
+        rules.append("unsafe_allow_sept_ve = true  # this machine's trust domain lets the host inject #VE")
+    pinned = ["mr_td", "mr_config_id", "mr_owner", "mr_owner_config", "mr_seam", "td_attributes", "xfam"]
+    if any(digit != "0" for digit in claims.get("mr_service_td", "")):
+        pinned.append("mr_service_td")
+    values = ["", "[reference_values.tdx]", *(f'{name} = ["{claims[name]}"]' for name in pinned)]
+    values += [f'fmspcs = ["{claims["fmspc"]}"]', f'ppids = ["{claims["ppid"]}"]']
+    values += ["", "[reference_values.tdx.rtmr_values]", *(f'{n} = ["{claims[f"rtmr{n}"]}"]' for n in range(4))]
     return rules, values

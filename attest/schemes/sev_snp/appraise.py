@@ -43,6 +43,7 @@ class Rules(Table, frozen=True):
     require_single_socket: bool = False
     unsafe_allow_debug: bool = False
     unsafe_allow_migration: bool = False
+    unsafe_allow_masked_chip_id: bool = False
     unsafe_any_tcb: bool = False
     unsafe_any_measurement: bool = False
 

@@ -1,13 +1,14 @@
 """Verification of a SEV-SNP report: cryptography only, the steps of AMD 57230 and 58369, all inputs handed in.
 
-Not checked here: measurement, TCB floor, debug and every other wish (``appraise``); revocation of ASK or ASVK (needs
-AMD's CRL; a later issue). A masked chip id under a VCEK is refused, because nothing then ties key and report.
+Not checked here: measurement, TCB floor, debug and every other wish (``appraise``). ASK and ASVK are looked up in AMD's
+revocation list where it is handed in; the result says whether it was. VCEKs have no list: AMD raises TCB levels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from attest.anchors import amd_certificates
-from attest.chain import verify_chain
+from attest.chain import check_crl, check_not_revoked, verify_chain
 from attest.errors import BindingMismatch, EndorsementUnavailable, UnsupportedEvidence, VerificationFailed
 from attest.schemes.sev_snp.abi import Report, Tcb, parse_report, product_of, tcb_of
 
@@ -53,15 +54,27 @@ class Root(msgspec.Struct, frozen=True):
 
 
 class VerifiedReport(msgspec.Struct, frozen=True):
-    """A report signed by a chip of ``product``, for its reported TCB. ``expires`` is the chain's earliest end."""
+    """A report signed by a chip of ``product``, for its reported TCB. ``expires``: the earliest end of chain and list.
+
+    ``chip_id_masked``: the host hides the chip (only when the caller allowed that); the key alone then names it.
+    """
 
     report: Report
     product: str
     reported_tcb: Tcb
+    current_tcb: Tcb
+    committed_tcb: Tcb
     launch_tcb: Tcb
     csp_id: str  # of a VLEK: whose fleet it is; empty for a VCEK
+    chip_id_masked: bool
+    revocation_checked: bool
     simulated: bool
     expires: float
+
+    @property
+    def debug(self) -> bool:
+        """Whether the host may read the guest's memory for debugging: then nothing is confidential."""
+        return self.report.policy.debug
 
 
 @cache
@@ -77,12 +90,17 @@ def verify_report(
     certificates: Sequence[x509.Certificate],
     now: float,
     roots: Mapping[str, Sequence[Root]] | None = None,
+    *,
+    crls: Sequence[x509.CertificateRevocationList] = (),
+    allow_masked_chip_id: bool = False,
 ) -> VerifiedReport:
     """Verify a report with the certificates handed in, in any order: a VCEK or VLEK, ASK or ASVK if not AMD's current.
 
-    ``certificates`` come from ``chain.load_certificate``; ``roots`` (by product) defaults to AMD's. Whether the report
-    speaks for this channel is the matter of :func:`check_report_data`. Raises MalformedEvidence, UnsupportedEvidence,
-    EndorsementUnavailable, VerificationFailed or Stale.
+    ``certificates`` come from ``chain.load_certificate``; ``roots`` (by product) defaults to AMD's. ``crls``: lists
+    of ARKs; those of other products are passed over. ``allow_masked_chip_id``: accept a VCEK's report whose chip id is
+    zero, so that signature and TCB alone tie the two. Whether the report speaks for this channel is the matter of
+    :func:`check_report_data`. Raises MalformedEvidence, UnsupportedEvidence, EndorsementUnavailable,
+    VerificationFailed or Stale.
     """
     # 1. Length, version, algorithm, reserved bytes, policy bits.
     report = parse_report(raw_report)
@@ -90,16 +108,29 @@ def verify_report(
     fields = _amd_extensions(leaf)
     # 2. The product, by CPUID (version 2: by certificate), and the root that it must end in.
     product = _product(report, fields)
-    # 3. Chain: pinned ARK, then ASK for a VCEK or ASVK for a VLEK, then the leaf; validity now.
-    root, expires = _chain(report, leaf, certificates, (roots or amd_roots()).get(product, ()), product, now)
+    # 3. Chain: pinned ARK, then ASK for a VCEK or ASVK for a VLEK, then the leaf; validity now, revocation.
+    root, candidates = _issuers(report, leaf, certificates, (roots or amd_roots()).get(product, ()), product)
+    candidates, crl_end = _not_revoked(candidates, root, crls, now)
+    expires = min(verify_chain(leaf, candidates, (root.ark,), now), crl_end)
     # 4. The leaf is of this chip and this TCB.
     reported = tcb_of(report.reported_tcb, product)
     _check_tcb(fields, reported)
-    csp_id = _check_owner(report, fields)
+    csp_id = _check_owner(report, fields, masked_too=allow_masked_chip_id)
     # 5. The report's signature.
     _check_signature(report, leaf)
-    launch = tcb_of(report.launch_tcb, product)
-    return VerifiedReport(report, product, reported, launch, csp_id, root.simulated, expires)
+    return VerifiedReport(
+        report=report,
+        product=product,
+        reported_tcb=reported,
+        current_tcb=tcb_of(report.current_tcb, product),
+        committed_tcb=tcb_of(report.committed_tcb, product),
+        launch_tcb=tcb_of(report.launch_tcb, product),
+        csp_id=csp_id,
+        chip_id_masked=not any(report.chip_id),
+        revocation_checked=crl_end != math.inf,
+        simulated=root.simulated,
+        expires=expires,
+    )
 
 
 def check_report_data(report: Report, expected: bytes) -> None:
@@ -141,22 +172,37 @@ def _product(report: Report, fields: Mapping[str, bytes]) -> str:
     return product
 
 
-def _chain(
+def _issuers(
     report: Report,
     leaf: x509.Certificate,
     certificates: Sequence[x509.Certificate],
     roots: Sequence[Root],
     product: str,
-    now: float,
-) -> tuple[Root, float]:
-    """Candidates are intermediates of the kind that the report's key calls for: no ASVK can vouch for a VCEK."""
+) -> tuple[Root, list[x509.Certificate]]:
+    """Intermediates of the kind that the report's key calls for, and their root: no ASVK can vouch for a VCEK."""
     name = _INTERMEDIATE_NAMES[report.signing_key].format(product)
     for root in roots:
         named = [c for c in (*certificates, *root.intermediates) if _common_name(c.subject) == name]
         candidates = [c for c in named if c.subject == leaf.issuer and c.issuer == root.ark.subject]
         if candidates and all(_is_pss_sha384(c) for c in (leaf, *candidates)):
-            return root, verify_chain(leaf, candidates, (root.ark,), now)
+            return root, candidates
     raise VerificationFailed(f"the leaf's issuer is no {name} that leads to a trusted root", code="untrusted_chain")
+
+
+def _not_revoked(
+    candidates: Sequence[x509.Certificate], root: Root, crls: Sequence[x509.CertificateRevocationList], now: float
+) -> tuple[list[x509.Certificate], float]:
+    """The intermediates that the ARK's list does not name, and the list's end; without a list, all and no end."""
+    mine = [crl for crl in crls if crl.issuer == root.ark.subject]
+    if not mine:
+        return list(candidates), math.inf
+    if len(mine) > 1:
+        raise UnsupportedEvidence(f"{len(mine)} revocation lists of one ARK were handed in", code="ambiguous_crl")
+    end = check_crl(mine[0], root.ark, now)
+    revoked = [c for c in candidates if mine[0].get_revoked_certificate_by_serial_number(c.serial_number) is not None]
+    if len(revoked) == len(candidates):
+        check_not_revoked(revoked[0], mine[0])
+    return [c for c in candidates if c not in revoked], end
 
 
 def _is_pss_sha384(certificate: x509.Certificate) -> bool:
@@ -174,7 +220,7 @@ def _check_tcb(fields: Mapping[str, bytes], reported: Tcb) -> None:
             raise VerificationFailed(f"{name} is {level} in the report, {certified} in the leaf", code=f"spl_{name}")
 
 
-def _check_owner(report: Report, fields: Mapping[str, bytes]) -> str:
+def _check_owner(report: Report, fields: Mapping[str, bytes], *, masked_too: bool) -> str:
     """VCEK: its hardware id is the report's chip. VLEK: it names a cloud provider and no chip. Gives the provider."""
     if report.signing_key == "vlek":
         if _HWID in fields:
@@ -184,6 +230,8 @@ def _check_owner(report: Report, fields: Mapping[str, bytes]) -> str:
     if _CSP_ID in fields or not hwid:
         raise VerificationFailed("a VCEK without a hardware id", code="leaf_kind")
     if not any(report.chip_id):
+        if masked_too:
+            return ""
         raise UnsupportedEvidence("the report's chip id is masked", code="chip_id_masked")
     if report.chip_id != hwid.ljust(len(report.chip_id), b"\x00"):
         raise VerificationFailed("the VCEK is of another chip", code="hwid_mismatch")

@@ -97,6 +97,11 @@ class VerifiedQuote(msgspec.Struct, frozen=True, kw_only=True):
     expires: float
     verified_at: float
 
+    @property
+    def debug(self) -> bool:
+        """Whether the host may read the trust domain's memory for debugging: then nothing is confidential."""
+        return bool(self.quote.report.td_attributes[0] & 1)
+
 
 @cache
 def intel_roots() -> tuple[Root, ...]:
