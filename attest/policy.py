@@ -128,7 +128,10 @@ Platform = Literal["vtpm", "sev-snp", "tdx", "azure", "maa", "gcp"]
 # What accepts any genuine evidence of a platform and pins nothing: each skipped comparison by its own name.
 _FIRST_REPORT: dict[Platform, str] = {
     "vtpm": "[vtpm]\npcrs = [0]\nunsafe_any_pcr_values = true\nunsafe_any_ak = true\n",
-    "sev-snp": "[sev-snp]\nvmpl = [0, 1, 2, 3]\nunsafe_any_tcb = true\nunsafe_any_measurement = true\n",
+    "sev-snp": (
+        "[sev-snp]\nvmpl = [0, 1, 2, 3]\npermit_provisional_firmware = true\n"
+        "unsafe_any_tcb = true\nunsafe_any_measurement = true\n"
+    ),
     "tdx": (
         '[tdx]\ntcb_statuses = ["UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", '
         '"ConfigurationAndSWHardeningNeeded", "OutOfDate", "OutOfDateConfigurationNeeded"]\n'

@@ -250,6 +250,8 @@ def _snp_tables(claims: Mapping[str, str]) -> tuple[list[str], list[str]]:
         f"min_guest_svn = {claims['guest_svn']}",
         f"min_tcb = {{ {', '.join(f'{name} = {level}' for name, level in floor.items())} }}",
     ]
+    if claims["firmware.provisional"] == "true":
+        rules.append("permit_provisional_firmware = true  # the host can still go back to the firmware before")
     values = ["", "[reference_values.sev-snp]", f'measurements = ["{claims["measurement"]}"]']
     values.append(f'host_data = ["{claims["host_data"]}"]')
     if claims["signing_key"] == "vcek":

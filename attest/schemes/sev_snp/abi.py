@@ -11,11 +11,13 @@ from attest.errors import MalformedEvidence
 
 __all__ = [
     "FIELDS",
+    "PLATFORM_INFO",
     "REPORT_BYTES",
     "SIGNED_BYTES",
     "GuestPolicy",
     "Report",
     "Tcb",
+    "Version",
     "parse_report",
     "product_of",
     "tcb_of",
@@ -43,11 +45,15 @@ FIELDS: dict[str, tuple[int, int]] = {
 _RESERVED = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0), (0x330, 0x4A0))
 _RESERVED_BEFORE = {3: (0x188, 0x18B), 5: (0x1F8, 0x208)}
 _VERSIONS = (2, 3, 5)
+# Bits of PLATFORM_INFO by name; alias_check is the firmware's own search for memory that answers twice (BadRAM).
+PLATFORM_INFO = {
+    "smt": 0, "tsme": 1, "ecc": 2, "rapl_disabled": 3, "ciphertext_hiding": 4, "alias_check": 5, "tio": 7,
+}  # fmt: skip
 _ECDSA_P384_SHA384 = 1
 
 
 class GuestPolicy(msgspec.Struct, frozen=True):
-    """Guest policy bits (56860 §4.3) that appraisal looks at."""
+    """Guest policy (56860 §4.3): what the guest's owner lets the host do, by bits 16 and up; the ABI it wants."""
 
     abi_major: int
     abi_minor: int
@@ -55,6 +61,19 @@ class GuestPolicy(msgspec.Struct, frozen=True):
     migrate_ma: bool
     debug: bool
     single_socket: bool
+    cxl: bool
+    aes256_xts: bool
+    rapl_disabled: bool
+    ciphertext_hiding: bool
+    page_swap_disabled: bool
+
+
+class Version(msgspec.Struct, frozen=True, order=True):
+    """A version of the SEV firmware."""
+
+    major: int
+    minor: int
+    build: int
 
 
 class Tcb(msgspec.Struct, frozen=True):
@@ -93,6 +112,10 @@ class Report(msgspec.Struct, frozen=True):
     chip_id: bytes
     committed_tcb: bytes
     launch_tcb: bytes
+    current_version: Version
+    committed_version: Version
+    launch_mitigations: int | None  # bit vectors, from version 5 on; None before
+    current_mitigations: int | None
     signature: tuple[int, int]  # r, s
 
     @property
@@ -138,6 +161,10 @@ def parse_report(raw: bytes) -> Report:
         chip_id=_field(raw, "chip_id"),
         committed_tcb=_field(raw, "committed_tcb"),
         launch_tcb=_field(raw, "launch_tcb"),
+        current_version=Version(raw[0x1EA], raw[0x1E9], raw[0x1E8]),
+        committed_version=Version(raw[0x1EE], raw[0x1ED], raw[0x1EC]),
+        launch_mitigations=_number(raw, "launch_mitigations") if version >= 5 else None,
+        current_mitigations=_number(raw, "current_mitigations") if version >= 5 else None,
         signature=(_number(raw, "signature_r"), _number(raw, "signature_s")),
     )
 
@@ -168,6 +195,11 @@ def _guest_policy(value: int) -> GuestPolicy:
         migrate_ma=bool(value >> 18 & 1),
         debug=bool(value >> 19 & 1),
         single_socket=bool(value >> 20 & 1),
+        cxl=bool(value >> 21 & 1),
+        aes256_xts=bool(value >> 22 & 1),
+        rapl_disabled=bool(value >> 23 & 1),
+        ciphertext_hiding=bool(value >> 24 & 1),
+        page_swap_disabled=bool(value >> 25 & 1),
     )
 
 

@@ -18,7 +18,7 @@ from attest.schemes.sev_snp.verify import VerifiedReport, verify_report
 pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number")
 
 # What a policy without any pin refuses; the VLEK report and one of the others come from VMPL 1.
-DEFAULT = Rules(vmpl=(0, 1, 2, 3), unsafe_any_tcb=True, unsafe_any_measurement=True)
+DEFAULT = Rules(vmpl=(0, 1, 2, 3), permit_provisional_firmware=True, unsafe_any_tcb=True, unsafe_any_measurement=True)
 REJECT_CODES = {
     "snp/trustee/test-vcek-invalid-legacy.der": "untrusted_chain",
     "snp/trustee/test-vcek-invalid-new.der": "untrusted_chain",
