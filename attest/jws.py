@@ -36,6 +36,7 @@ __all__ = [
     "nonce_forms",
     "parse_jwks",
     "parse_token",
+    "payload_for_display",
     "rsa_key",
     "verify_by_chain",
     "verify_by_keys",
@@ -315,3 +316,8 @@ def nonce_forms(nonce: bytes) -> tuple[bytes, bytes]:
     Services take text, so a digest travels in the second form. Both say the same nonce and nothing else.
     """
     return nonce, base64.urlsafe_b64encode(nonce).rstrip(b"=")
+
+
+def payload_for_display(token: Token) -> dict[str, Any]:
+    """The payload of a token that nobody has verified: for showing it, or for guessing which keys to fetch. No more."""
+    return load_json(token.raw_payload, "token payload")

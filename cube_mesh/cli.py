@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from cube_mesh import __version__
+from cube_mesh import __version__, attest_cli
 from cube_mesh.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ ca = typer.Typer(help="The mesh CA: certificates by which agents know their prox
 admin = typer.Typer(help="Credentials for the configuration file.", no_args_is_help=True)
 app.add_typer(ca, name="ca")
 app.add_typer(admin, name="admin")
+app.add_typer(attest_cli.app, name="attest")
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", envvar="CUBE_MESH_CONFIG", help="TOML file.", dir_okay=False)

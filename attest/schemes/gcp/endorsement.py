@@ -28,6 +28,7 @@ __all__ = [
     "check_snp_measurement",
     "check_tdx_measurement",
     "pinned_root",
+    "read_unverified",
     "verify_endorsement",
 ]
 
@@ -90,6 +91,13 @@ def verify_endorsement(raw: bytes, roots: Sequence[x509.Certificate], now: float
         raise VerificationFailed("the endorsement's signature does not verify", code="signature") from None
     # 3. Its content.
     return _endorsement(fields, expires)
+
+
+def read_unverified(raw: bytes) -> Endorsement:
+    """The content without any verification, for showing; ``expires`` is 0. Raises MalformedEvidence."""
+    if len(raw) > MAX_ENDORSEMENT_BYTES:
+        raise MalformedEvidence(f"endorsement of {len(raw)} bytes is above {MAX_ENDORSEMENT_BYTES}")
+    return _endorsement(fields_of(one(fields_of(raw), 1)), 0.0)
 
 
 def _bundle(pem: bytes) -> list[x509.Certificate]:

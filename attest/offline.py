@@ -1,0 +1,89 @@
+"""One piece of evidence in files, one verdict: what ``cube-mesh attest verify`` says, for use without a node.
+
+Pure: files come as bytes, ``now`` as a number. Every error of the library becomes a :class:`Verdict`, never an
+exception; what was not compared, because nobody said with what, stands in ``unchecked``. A claim reaches a verdict only
+after the signature over it has been verified.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from attest.cases import VERIFY, Case, Found
+from attest.errors import AppraisalFailed, AttestError, MalformedEvidence, Mismatch
+from attest.policy import EvidencePolicy, first_report_policy
+
+__all__ = ["SCHEMES", "Case", "Verdict", "judge"]
+
+SCHEMES = tuple(VERIFY)
+MAX_FILE_BYTES = 8 << 20  # of any one input; each parser has its own, smaller bound
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer. ``reason`` is a stable code, "ok" for acceptance; ``detail`` says it in words. ``malformed``: refused
+    because the bytes are not what they should be, so that nothing could be verified.
+
+    ``claims`` are verified, also beside mismatches. ``confidential``: hardware that keeps memory from its operator has
+    vouched. ``expires``: Unix seconds, the earliest end of certificates, collateral or token; None without.
+    """
+
+    verdict: Literal["accept", "reject"]
+    reason: str
+    detail: str
+    scheme: str
+    malformed: bool = False
+    confidential: bool = False
+    mismatches: tuple[Mismatch, ...] = ()
+    claims: dict[str, str] = msgspec.field(default_factory=dict)
+    unchecked: tuple[str, ...] = ()
+    unsafe: tuple[str, ...] = ()
+    policy_id: str = ""
+    policy_digest: str = ""
+    expires: float | None = None
+
+
+def judge(case: Case) -> Verdict:
+    """Verify and appraise one case. Raises nothing of the library's; KeyError for a scheme that there is not."""
+    verify = VERIFY[case.scheme]
+    policy = case.policy or default_policy(case)
+    found: Found | None = None
+    try:
+        found = verify(case, policy)
+        if found.mismatches and not case.verify_only:
+            raise AppraisalFailed(found.mismatches)
+    except AttestError as error:
+        return _verdict(case, policy, found, error)
+    return _verdict(case, policy, found, None)
+
+
+def default_policy(case: Case) -> EvidencePolicy:
+    """The built-in policy of a scheme: debug, migration, weak hashes and revoked TCB refused, nothing pinned."""
+    if case.scheme == "azure":
+        return first_report_policy("azure", "vtpm", "sev-snp" if case.td_quote is None else "tdx")
+    return first_report_policy(case.scheme)  # type: ignore[arg-type]  # one of SCHEMES
+
+
+def _verdict(case: Case, policy: EvidencePolicy, found: Found | None, error: AttestError | None) -> Verdict:
+    unchecked = found.unchecked if found is not None else ()
+    if found is not None and case.verify_only:
+        unchecked += ("policy: --verify-only stops before appraisal",)
+    elif found is not None and case.policy is None:
+        unchecked += ("reference values: the built-in policy pins nothing",)
+    answer = Verdict(
+        verdict="accept" if error is None else "reject",
+        reason=error.code if error is not None else "ok",
+        detail=str(error) if error is not None else "verified" if case.verify_only else "verified and appraised",
+        scheme=case.scheme,
+        malformed=isinstance(error, MalformedEvidence),
+        confidential=found is not None and found.confidential and error is None,
+        mismatches=error.mismatches if isinstance(error, AppraisalFailed) else (),
+        claims=found.claims if found is not None else {},
+        unchecked=unchecked,
+        expires=found.expires if found is not None else None,
+    )
+    if case.verify_only:
+        return answer
+    name = "default" if case.policy is None else policy.id
+    return msgspec.structs.replace(answer, unsafe=policy.unsafe, policy_id=name, policy_digest=policy.digest)
