@@ -12,11 +12,12 @@ export PYTHONUNBUFFERED := 1
 export PYTHON
 MODEL ?= scripted
 ARGS ?=
+FUZZ_SECONDS ?= 60
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 SOURCES := cube_mesh/_fastpath.pyx $(wildcard cube_mesh/_fastpath/*.pxi) setup.py
 MODEL_STAMP := $(if $(filter smollm2,$(MODEL)),$(VENV)/.model)
 
-.PHONY: help demo demo-up test lint format bench wheel clean tpm tools
+.PHONY: help demo demo-up test lint format bench fuzz wheel clean tpm tools
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ format: $(VENV)/.test ## let ruff lay out the code
 bench: $(VENV)/.test tools ## micro benchmarks, then load beside nginx where it is installed
 	$(BIN)/python -m bench.micro
 	$(BIN)/python -m bench.load
+
+fuzz: $(VENV)/.test tools ## fuzz the parser with sanitizers for FUZZ_SECONDS (60)
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 prove: prove-01 ## every "must show" line of every issue, in full; figures go to docs/proofs/
 

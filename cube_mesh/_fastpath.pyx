@@ -5,6 +5,7 @@ Every function takes ``bytes`` and offsets and either answers, says "need more" 
 status that a client would get. The grammar is RFC 9112 read strictly: what parsers disagree about is refused.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject

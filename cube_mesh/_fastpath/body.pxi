@@ -1,4 +1,5 @@
-# Chunked bodies (RFC 9112 section 7.1), decoded with one copy and re-framed by us: what we send is never what we were sent.
+# Chunked bodies (RFC 9112 section 7.1), decoded with one copy and re-framed by us: what we send is never what we were
+# sent.
 
 cdef enum:
     MAX_LINE = 256          # the extensions of one chunk
@@ -21,8 +22,8 @@ cdef enum ChunkState:
 
 # RFC 9110 6.5.1: what a trailer must not change after the fact: framing, routing, credentials, how the body is read.
 cdef FieldSet LATE = FieldSet(
-    names=(b"transfer-encoding", b"host", b"trailer", b"connection", b"keep-alive", b"upgrade", b"te", b"expect", b"range",
-           b"max-forwards", b"cache-control", b"authorization", b"proxy-authorization", b"cookie", b"set-cookie",
+    names=(b"transfer-encoding", b"host", b"trailer", b"connection", b"keep-alive", b"upgrade", b"te", b"expect",
+           b"range", b"max-forwards", b"cache-control", b"authorization", b"cookie", b"set-cookie",
            b"www-authenticate", b"proxy-authenticate", b"forwarded"),
     prefixes=(b"content-", b"proxy-", b"x-forwarded-", b"x-cube-", b"x-attestation-", b"x-atls-", b"x-tls-",
               b"x-guardrails-"),

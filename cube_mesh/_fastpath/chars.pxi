@@ -3,7 +3,7 @@
 ctypedef const unsigned char *bytes_ptr
 
 cdef unsigned char LOWER[256]   # ASCII lower case, every other byte itself
-cdef unsigned char TCHAR[256]   # RFC 9110 5.6.2 token; 1, and 3 for the underscore, which some programs read as a hyphen
+cdef unsigned char TCHAR[256]   # RFC 9110 5.6.2 token: 1, and 3 for the underscore, to some a hyphen
 cdef unsigned char VALUE[256]   # RFC 9110 5.5 field-vchar, SP, HTAB; obs-text is allowed, controls and DEL are not
 cdef unsigned char TARGET[256]  # RFC 3986 pchar, "/" and "?"; "%" is checked apart
 cdef unsigned char UNRESERVED[256]  # RFC 3986 2.3: what needs no percent-encoding anywhere

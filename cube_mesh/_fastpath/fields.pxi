@@ -99,7 +99,8 @@ cdef Py_ssize_t _scan_fields(bytes_ptr start, bytes_ptr b, Py_ssize_t at, Py_ssi
         _note_field(notes, request, b + name, colon - name, b + value, end - value)
 
 
-cdef int _note_field(Notes *notes, bint request, bytes_ptr name, Py_ssize_t n, bytes_ptr value, Py_ssize_t size) except -1:
+cdef int _note_field(Notes *notes, bint request, bytes_ptr name, Py_ssize_t n, bytes_ptr value,
+                     Py_ssize_t size) except -1:
     """What framing and the connection need to know of a field, by the length of its name first."""
     if n == 14:
         if _same(name, b"content-length", 14):
@@ -226,7 +227,8 @@ cdef int _note_connection(Notes *notes, bytes_ptr value, Py_ssize_t size) except
 
 
 cdef int _note_option(Notes *notes, bytes_ptr option, Py_ssize_t n) except -1:
-    """An option may take a field of its own hop away, never one that framing, routing or the reading of the body needs."""
+    """An option may take a field of its own hop away, never one that framing, routing or the reading of the body
+    needs."""
     cdef Py_ssize_t i
     for i in range(n):
         if not TCHAR[option[i]]:

@@ -17,7 +17,7 @@ cdef class Head:
 
     cdef readonly bytes raw
     cdef Span *_spans
-    cdef unsigned long long _lengths # bit n: a field name of that length is there
+    cdef unsigned long long _lengths  # bit n: a field name of that length is there
     cdef readonly int field_count
     cdef readonly int end            # offset in the scanned data just past the head
     cdef readonly int minor          # HTTP/1.<minor>
@@ -150,8 +150,8 @@ cdef class RequestHead(Head):
         """This request as it goes on: new target, ``fixed`` field lines of ours, the client's fields less ``drop``.
 
         ``length`` >= 0 writes Content-Length, -1 no body, -2 chunked. A method that is expected to have a body gets a
-        Content-Length of 0 rather than none (RFC 9110 8.6): there are servers that would wait for one until the connection
-        closes. ``data[pos:end]`` is appended: one copy. Raises ValueError for a span outside ``data``.
+        Content-Length of 0 rather than none (RFC 9110 8.6): there are servers that would wait for one until the
+        connection closes. ``data[pos:end]`` is appended: one copy. Raises ValueError for a span outside ``data``.
         """
         cdef Py_ssize_t size = _span_size(data, pos, end)
         cdef Py_ssize_t bound = (PyBytes_GET_SIZE(self.raw) + 2 * self.field_count + PyBytes_GET_SIZE(target)
@@ -241,9 +241,9 @@ cdef object _more(Py_ssize_t pos, Py_ssize_t stop, Py_ssize_t max_head):
 def scan_request(bytes data not None, Py_ssize_t pos, Py_ssize_t max_head, int max_fields):
     """A RequestHead, or None when the head is not complete yet. Raises FramingError.
 
-    One CRLF before the request-line is skipped (RFC 9112 2.2). ``head.end`` is where the body starts. A refusal comes with
-    the first byte that makes the head wrong, however the bytes were cut. Not checked: whether Host names this node, and
-    whether the rest of the fields make sense.
+    One CRLF before the request-line is skipped (RFC 9112 2.2). ``head.end`` is where the body starts. A refusal comes
+    with the first byte that makes the head wrong, however the bytes were cut. Not checked: whether Host names this
+    node, and whether the rest of the fields make sense.
     """
     cdef bytes_ptr b = <bytes_ptr>PyBytes_AS_STRING(data)
     cdef Py_ssize_t at, start, query, stop = _stop(data, pos, max_head)

@@ -1,5 +1,5 @@
-# The top level of a JSON object (RFC 8259), scanned once, strictly: the members that we act on, and proof that the whole is
-# well formed, so that no other parser can see another request than we did.
+# The top level of a JSON object (RFC 8259), scanned once, strictly: the members that we act on, and proof that the
+# whole is well formed, so that no other parser can see another request than we did.
 
 cdef enum:
     MAX_DEPTH = 64
@@ -18,6 +18,7 @@ cdef inline bint _plain8(bytes_ptr p) noexcept nogil:
     return ((x | low | quote | slash) & (ones * 0x80)) == 0
 
 
+@cython.internal
 cdef class JsonScan:
     """Cursor over one JSON text."""
 

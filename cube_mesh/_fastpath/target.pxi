@@ -1,6 +1,6 @@
-# The request-line: method, request-target, version (RFC 9112 section 3). One forward pass, as everywhere in this scanner:
-# a function returns the offset that it reached, 0 when the bytes ended first, or raises at the first byte that cannot be
-# part of a request. So the outcome never depends on how the bytes were cut.
+# The request-line: method, request-target, version (RFC 9112 section 3). One forward pass, as everywhere in this
+# scanner: a function returns the offset that it reached, 0 when the bytes ended first, or raises at the first byte that
+# cannot be part of a request. So the outcome never depends on how the bytes were cut.
 
 
 cdef str _method(bytes_ptr b, Py_ssize_t n):

@@ -25,7 +25,7 @@ def clang() -> str | None:
 def build() -> Path:
     """The program, made anew when a source of it is newer. RuntimeError when a compiler finds fault."""
     program = OUTPUT / "fuzz_parser"
-    sources = [HERE / "harness.pyx", HERE / "driver.c", ROOT / "cube_mesh" / "_fastpath.pyx"]
+    sources = [HERE / "harness.pyx", HERE / "driver.cc", ROOT / "cube_mesh" / "_fastpath.pyx"]
     sources += (ROOT / "cube_mesh" / "_fastpath").glob("*.pxi")
     if program.exists() and program.stat().st_mtime > max(source.stat().st_mtime for source in sources):
         return program
@@ -37,7 +37,7 @@ def build() -> Path:
     command = [
         clang() or "clang", "-g", "-O1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}",
         "-fno-sanitize-recover=undefined", "-w", f"-I{sysconfig.get_path('include')}", f"-I{OUTPUT}",
-        str(HERE / "driver.c"), str(OUTPUT / "harness.c"), "-o", str(program),
+        str(HERE / "driver.cc"), str(OUTPUT / "harness.c"), "-o", str(program),
         f"-L{directory}", f"-Wl,-rpath,{directory}", f"-lpython{version}", "-lm",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
