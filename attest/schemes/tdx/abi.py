@@ -104,6 +104,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     qe_vendor_id: bytes
     report: TdReport
+    size: int  # in bytes, without padding
     signed: bytes
     signature: bytes
     attestation_key: bytes
@@ -155,6 +156,7 @@ def parse_quote(raw: bytes) -> Quote:
         version=version,
         qe_vendor_id=header[12:28],
         report=report,
+        size=reader.at,
         signed=signed,
         signature=signature,
         attestation_key=attestation_key,
