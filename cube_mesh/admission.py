@@ -11,7 +11,7 @@ class Admission:
     """``connections`` and ``running`` are what is open now; ``refused`` counts, by limit, what was turned away."""
 
     def __init__(self, limits: Limits) -> None:
-        self._max_connections = limits.max_connections
+        self.max_connections = limits.max_connections
         self._max_per_address = limits.max_connections_per_address
         self._max_running = limits.max_in_flight
         self._by_address: dict[str, int] = {}
@@ -25,7 +25,7 @@ class Admission:
         ``exempt``: it speaks for others, so that only the total limits it.
         """
         count = self._by_address.get(address, 0)
-        if self.connections >= self._max_connections:
+        if self.connections >= self.max_connections:
             self.refused["connections"] += 1
             return False
         if count >= self._max_per_address and not exempt:

@@ -62,6 +62,9 @@ class AgentRole:
         self._parts.health.checks["leaf"] = self._leaf_missing
         self._server = await asyncio.get_running_loop().create_server(self._front, sock=socket)
 
+    def reload(self) -> None:
+        """An agent makes its leaf itself: there is nothing to read again."""
+
     def _leaf_missing(self) -> str:
         return "" if self._keeper.has_leaf else "this node has no valid leaf"
 

@@ -23,15 +23,17 @@ from cube_mesh.config import Loaded, Role, is_path, source_of
 from cube_mesh.deadlines import Sweeper
 from cube_mesh.endpoints import load_endpoints
 from cube_mesh.errors import ConfigError
+from cube_mesh.forwarded import Trust
 from cube_mesh.identity import build_authenticator
 from cube_mesh.identity.api_keys import key_table
 from cube_mesh.keeper import Keeper, keeper_from_settings
 from cube_mesh.listener import check_plain, is_loopback
 from cube_mesh.ports import Connector
 from cube_mesh.routes import RouteTable
-from cube_mesh.settings import BackendTls, Identity, JwtIssuer, Settings, Upstream
+from cube_mesh.settings import BackendTls, EdgeTls, Identity, JwtIssuer, Settings, Upstream
 from cube_mesh.targets import build_targets
 from cube_mesh.tls.connector import AttestedConnector, check_allow_list
+from cube_mesh.tls.edge import EdgeCertificate
 
 Problem: TypeAlias = tuple[str, str]
 Attested: TypeAlias = Callable[[Upstream, str, int], Connector]
@@ -142,8 +144,24 @@ def _listeners(settings: Settings) -> Iterator[Problem]:
         yield "metrics.host", "metrics and health have no authentication: loopback only"
     if metrics.port == listen.port and metrics.host == listen.host and metrics.port > 0:
         yield "metrics.port", "is listen.port too"
+    if listen.proxy_protocol and not listen.trusted_peers:
+        yield "listen.proxy_protocol", "nobody may speak it: listen.trusted_peers is empty"
+    yield from _asked(settings, "listen.trusted_peers", lambda: Trust(listen.trusted_peers, listen.forwarded))
+    yield from _edge_tls(settings)
     if listen.path_prefix and not _PREFIX(listen.path_prefix):
         yield "listen.path_prefix", "must be like /proxy: whole segments, no slash at the end"
+
+
+def _edge_tls(settings: Settings) -> Iterator[Problem]:
+    tls = settings.listen.tls
+    if bool(tls.cert_file) != bool(tls.key_file):
+        yield "listen.tls.cert_file", "cert_file and key_file go together"
+    elif not tls.cert_file and (tls.client_ca_file or tls.require_client_certificate):
+        yield "listen.tls.cert_file", "client certificates need TLS: give cert_file and key_file"
+    elif tls.require_client_certificate and not tls.client_ca_file:
+        yield "listen.tls.client_ca_file", "without it no client certificate could be verified"
+    elif tls.cert_file and not any(_files(settings)):
+        yield from _asked(settings, "listen.tls", lambda: EdgeCertificate(tls))
 
 
 # -- where requests go -------------------------------------------------------------------------------------------------
@@ -244,7 +262,9 @@ def _proxy(settings: Settings) -> Iterator[Problem]:
 
 
 def _agent(settings: Settings) -> Iterator[Problem]:
-    mesh = settings.mesh
+    mesh, listen = settings.mesh, settings.listen
+    if listen.tls != EdgeTls() or listen.trusted_peers or listen.proxy_protocol:
+        yield "listen", "tls, trusted_peers and proxy_protocol are a proxy's: an agent's callers prove who they are"
     yield from _asked(
         settings, "mesh.allowed_proxies", lambda: check_allow_list(mesh.allowed_proxies, mesh.trust_domain)
     )

@@ -27,6 +27,7 @@ from cube_mesh.bodies import IncomingBody, UsageTail, ends_in_error, read_member
 from cube_mesh.deadlines import NEVER
 from cube_mesh.errors import CubeMeshError, DependencyError, FramingError, InternalError, PeerError
 from cube_mesh.exchange import Exchange
+from cube_mesh.forwarded import certificate_subject
 from cube_mesh.hops import TO_CLIENT
 from cube_mesh.message import Response, error_frame, error_response, render
 from cube_mesh.ports import Transport
@@ -37,17 +38,22 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Downstream(asyncio.Protocol):
-    """One client connection."""
+    """One client connection. ``address``: the client's, when the acceptor knows it and has counted the connection."""
 
     __slots__ = (
         "_admitted", "_body", "_chunked_out", "_client_ip", "_close_after", "_collected", "_exchange", "_gone",
         "_head_started", "_head_written", "_last", "_lingered", "_lingering", "_pending", "_read_body",
-        "_reading_paused", "_service", "_task", "_total_at", "_upstream", "_usage", "_write_paused", "client_tls",
-        "deadline", "peer_id", "transport",
+        "_reading_paused", "_service", "_task", "_total_at", "_trusted", "_upstream", "_usage", "_write_paused",
+        "client_subject", "client_tls", "connected", "deadline", "peer_id", "transport",
     )  # fmt: skip
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, address: str = "") -> None:
         self._service = service
+        self._client_ip = address
+        self._admitted = address != ""
+        self._trusted = False
+        self.connected = False
+        self.client_subject = ""
         self._exchange: Exchange | None = None
         self._pending = b""
         self._head_started = False
@@ -59,7 +65,6 @@ class Downstream(asyncio.Protocol):
         self._close_after = False
         self._lingering = False
         self._lingered = 0
-        self._admitted = False
         self._gone = False
         self._usage: UsageTail | None = None
         self.deadline = NEVER
@@ -72,17 +77,24 @@ class Downstream(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport: Transport = transport
-        peer = transport.get_extra_info("peername")
-        self._client_ip = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        self.connected = True
+        service = self._service
+        if not self._client_ip:
+            peer = transport.get_extra_info("peername")
+            self._client_ip = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        self._trusted = service.trust is not None and service.trust.covers(self._client_ip)
         self.peer_id: str = transport.get_extra_info("peer_id") or ""
         attestation = transport.get_extra_info("attestation")
         self.client_tls: str = attestation.tls_version if attestation is not None else ""
-        service = self._service
+        edge_tls = transport.get_extra_info("ssl_object")
+        if edge_tls is not None:
+            self.client_tls = edge_tls.version()
+            self.client_subject = certificate_subject(edge_tls)
         transport.set_write_buffer_limits(service.limits.write_high_water, service.limits.write_low_water)
         service.connections.add(self)
         service.sweeper.add(self)
         self.deadline = perf_counter() + service.timeouts.head_s
-        self._admitted = service.admission.enter(self._client_ip)
+        self._admitted = self._admitted or service.admission.enter(self._client_ip, exempt=self._trusted)
         if not self._admitted or service.draining:
             error = DependencyError("overloaded", "The server is at its limit.", status=503, retryable=True)
             self.transport.write(render(error_response(error), "", close=True))
@@ -118,7 +130,8 @@ class Downstream(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._write_paused = False
         if self._exchange is None:
-            self._await_next()
+            if not (self._lingering or self.transport.is_closing()):
+                self._await_next()
             return
         self.deadline = self._total_at
         if self._upstream is not None:
@@ -214,6 +227,9 @@ class Downstream(asyncio.Protocol):
         service = self._service
         try:
             head = scan_request(data, 0, service.limits.max_head_bytes, service.limits.max_fields)
+            client = self._client_ip
+            if self._trusted and head is not None:
+                client = service.trust.client(head, client)  # type: ignore[union-attr]
         except FramingError as error:
             self._reject(error)
             return
@@ -228,9 +244,10 @@ class Downstream(asyncio.Protocol):
         if local is not None:
             self._answer_local(head, local, data)
             return
-        exchange = Exchange(head, self._client_ip)
+        exchange = Exchange(head, client)
         exchange.peer_id = self.peer_id
         exchange.client_tls_version = self.client_tls
+        exchange.client_subject = self.client_subject
         self._exchange = exchange
         self._total_at = self.deadline = exchange.started_at + service.timeouts.total_s
         service.admission.running += 1

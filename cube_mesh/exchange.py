@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 class Exchange:
     __slots__ = (
-        "head", "method", "path", "domain_id", "upstream_target", "client_ip", "client_tls_version", "peer_id",
+        "head", "method", "path", "domain_id", "upstream_target", "client_ip", "client_tls_version", "client_subject",
+        "peer_id",
         "request_id", "trace_id", "span_id", "parent_span_id", "sampled", "tracestate",
         "principal", "grant", "endpoint", "route", "target", "upstream",
         "model", "stream", "max_tokens", "temperature",
@@ -33,6 +34,7 @@ class Exchange:
         self.path: str = head.path  # request-target up to "?", as received, percent-encoding kept
         self.client_ip = client_ip
         self.client_tls_version = ""
+        self.client_subject = ""  # of the client's verified certificate, RFC 4514
         self.peer_id = ""  # SPIFFE id of the other end of a mutual TLS channel
         self.domain_id = ""  # canonical UUID, set by the tenant stage
         self.upstream_target = b""  # request-target to send on: domain stripped, query kept

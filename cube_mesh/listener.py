@@ -1,12 +1,28 @@
-"""Listening sockets: bound once, before anything else starts, and refused where plain bytes could leave the machine."""
+"""Listening sockets: bound once, before anything else starts, and refused where plain bytes could leave the machine;
+and the acceptor of connections that have something to say before HTTP: a PROXY header, a TLS handshake.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import ipaddress
 import socket
+import ssl
+from collections.abc import Callable
+from logging import getLogger
+from typing import Protocol, cast
 
-from cube_mesh.errors import ConfigError
+from cube_mesh.admission import Admission
+from cube_mesh.errors import ConfigError, FramingError
+from cube_mesh.forwarded import Trust
+from cube_mesh.proxy_protocol import HeaderReader
 from cube_mesh.settings import Listen
+
+_AT_ONCE = 64  # connections accepted before others get their turn
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_REST_S = 1.0
+_log = getLogger("cube_mesh.listener")
 
 
 def is_loopback(host: str) -> bool:
@@ -30,15 +46,132 @@ def bind(host: str, port: int, backlog: int) -> socket.socket:
 
 def check_plain(listen: Listen) -> None:
     """A listener without TLS is on loopback, unless the configuration names the danger; else ConfigError."""
-    if not is_loopback(listen.host) and not listen.unsafe_plain_non_loopback:
+    if not listen.tls.cert_file and not is_loopback(listen.host) and not listen.unsafe_plain_non_loopback:
         raise ConfigError(
-            "a listener without TLS must be on loopback; put a TLS-terminating peer in front, "
-            "or set unsafe_plain_non_loopback",
+            "a listener without TLS must be on loopback; set listen.tls.cert_file, put a TLS-terminating peer in "
+            "front, or set unsafe_plain_non_loopback",
             key="listen.host",
         )
 
 
-def bind_plain(listen: Listen, default_port: int) -> socket.socket:
-    """The socket of a listener without TLS. Raises ConfigError."""
+def bind_edge(listen: Listen, default_port: int) -> socket.socket:
+    """The socket that tenants connect to. Raises ConfigError."""
     check_plain(listen)
     return bind(listen.host, listen.port or default_port, listen.backlog)
+
+
+class Opened(Protocol):
+    """A connection's protocol. ``connected``: connection_made has been called, so that it ends by connection_lost."""
+
+    @property
+    def connected(self) -> bool: ...
+
+
+class Acceptor:
+    """Accepts on ``sock``, counts with ``admission`` from the first byte on, and hands over what has opened in time.
+
+    ``make(address)`` gives the protocol of a client's address, which is counted already; ``context()`` the TLS context
+    of the moment, None without TLS. Whoever may not come in is closed without an answer: before TLS there is none.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        make: Callable[[str], Opened],
+        admission: Admission,
+        trust: Trust,
+        listen: Listen,
+        context: Callable[[], ssl.SSLContext] | None,
+        on_protocol_error: Callable[[str], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._make = make
+        self._admission = admission
+        self._trust = trust
+        self._header_first = listen.proxy_protocol
+        self._context = context
+        self._handshake_s = listen.tls.handshake_s
+        self._on_protocol_error = on_protocol_error
+        self._opening: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def start(self) -> None:
+        """Accept from now on, in the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._listen()
+
+    def close(self) -> None:
+        """No further connection; those that have not opened yet are dropped."""
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
+            for task in self._opening:
+                task.cancel()
+
+    def _listen(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._sock, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                sock, address = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_DESCRIPTORS:
+                    raise
+                _log.error("cannot accept: %s; trying again in %.0f s", error.strerror, _REST_S)
+                self._loop.remove_reader(self._sock)
+                self._loop.call_later(_REST_S, self._listen)
+                return
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            task = self._loop.create_task(self._guarded(sock, str(address[0])))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _guarded(self, sock: socket.socket, peer: str) -> None:
+        """Open; whatever goes wrong closes the socket and is counted, not logged: strangers cause it."""
+        try:
+            if len(self._opening) > self._admission.max_connections:
+                self._admission.refused["connections"] += 1
+                raise ConnectionRefusedError
+            async with asyncio.timeout(self._handshake_s):
+                address = await self._client_of(sock, peer) if self._header_first else peer
+                await self._open(sock, address, exempt=self._trust.covers(peer))
+        except FramingError as error:
+            self._on_protocol_error(error.code)
+            sock.close()
+        except (OSError, asyncio.CancelledError):
+            sock.close()
+
+    async def _client_of(self, sock: socket.socket, peer: str) -> str:
+        if not self._trust.covers(peer):
+            raise FramingError("untrusted_proxy", "This peer may not speak for others.")
+        reader = HeaderReader()
+        while True:
+            data = await self._loop.sock_recv(sock, reader.wants)
+            if not data:
+                raise ConnectionResetError
+            source = reader.feed(data)
+            if source is not None:
+                return source.address or peer
+
+    async def _open(self, sock: socket.socket, address: str, *, exempt: bool) -> None:
+        if not self._admission.enter(address, exempt=exempt):
+            raise ConnectionRefusedError
+        protocol = self._make(address)
+        context = self._context() if self._context is not None else None
+        patience = self._handshake_s if context is not None else None
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: cast(asyncio.Protocol, protocol), sock, ssl=context, ssl_handshake_timeout=patience
+            )
+        except BaseException:
+            if not protocol.connected:
+                self._admission.leave(address)
+                self._admission.refused["handshake"] += 1
+            raise

@@ -49,6 +49,7 @@ class NodeRole(Protocol):
 
     async def start(self) -> None: ...
     def stop_listening(self) -> None: ...
+    def reload(self) -> None: ...
     async def close(self) -> None: ...
 
 
@@ -59,8 +60,10 @@ def run(role: Role, settings: Settings) -> int:
 
 
 async def _serve(role: Role, settings: Settings) -> int:
-    stop = Stop(asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
+    stop = Stop(loop)
     node = Node(role, settings)
+    loop.add_signal_handler(signal.SIGHUP, node.reload)
     try:
         await node.start()
     except ConfigError:
@@ -78,14 +81,13 @@ async def _serve(role: Role, settings: Settings) -> int:
 
 
 class Stop:
-    """Signals: the first asks the node to drain, the second to stop now. SIGHUP has nothing to reload yet."""
+    """Signals: the first asks the node to drain, the second to stop now."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.asked = asyncio.Event()
         self.now = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
-        loop.add_signal_handler(signal.SIGHUP, lambda: _log.warning("SIGHUP: this version reloads nothing; restart"))
 
     def _signalled(self) -> None:
         if self.asked.is_set():
@@ -164,6 +166,12 @@ class Node:
     def _metrics(self, query: bytes) -> Response:
         assert self._registry is not None
         return Response(200, generate_latest(self._registry), CONTENT_TYPE_LATEST.encode("ascii"))
+
+    def reload(self) -> None:
+        """SIGHUP: the edge certificate. The configuration itself is read at the start only."""
+        _log.info("SIGHUP: the files of the edge certificate are read again, if there are any; settings are not")
+        if self._role is not None:
+            self._role.reload()
 
     async def drain(self, now: asyncio.Event) -> None:
         """Stop taking work, let what runs finish, cut what is left at the deadline or when ``now`` is set."""

@@ -8,9 +8,10 @@ from functools import partial
 from cube_mesh.audit import FileSink
 from cube_mesh.authz import DomainAuthorizer, load_roles
 from cube_mesh.connection import Downstream
+from cube_mesh.forwarded import Trust
 from cube_mesh.identity import build_authenticator
 from cube_mesh.keeper import Keeper, keeper_from_settings
-from cube_mesh.listener import bind_plain
+from cube_mesh.listener import Acceptor, bind_edge
 from cube_mesh.middleware import proxy_chain
 from cube_mesh.parts import Parts, route_table
 from cube_mesh.ports import Connector
@@ -19,6 +20,7 @@ from cube_mesh.settings import Upstream
 from cube_mesh.targets import build_targets, split_url
 from cube_mesh.tls.connector import AttestedConnector, log_gate
 from cube_mesh.tls.control import ControlLink
+from cube_mesh.tls.edge import EdgeCertificate
 from cube_mesh.tls.port import GateEvent
 
 DEFAULT_PORT = 8900
@@ -31,7 +33,7 @@ class ProxyRole:
         settings = parts.settings
         self._parts = parts
         self._links: dict[str, ControlLink] = {}
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | Acceptor | None = None
         self._keeper: Keeper | None = None
         if any(split_url(upstream)[0] == "atls" for upstream in settings.upstreams):
             self._keeper = keeper_from_settings(settings, "proxy")
@@ -44,6 +46,8 @@ class ProxyRole:
         routes = route_table(settings.routes, settings.upstreams)
         node_id = str(self._keeper.node_id) if self._keeper is not None else settings.mesh.node_id
         self._sink = FileSink(settings.audit)
+        self._trust = Trust(settings.listen.trusted_peers, settings.listen.forwarded)
+        self._certificate = self._edge_certificate()
         common = parts.common(node_id, routes, dict(self._targets), self._export)
         chain = proxy_chain(common, self._authenticator, authorizer, self._sink)
         parts.collector.counter("cube_audit_events", "Events of the trail.", "result", self._sink.counts)
@@ -56,8 +60,23 @@ class ProxyRole:
             parts.health.paths(),
             parts.numbers.protocol_error,
             admission=parts.admission,
+            trust=self._trust if settings.listen.trusted_peers else None,
             pipelining=settings.listen.pipelining,
         )
+
+    def _edge_certificate(self) -> EdgeCertificate | None:
+        parts = self._parts
+        if not parts.settings.listen.tls.cert_file:
+            return None
+        certificate = EdgeCertificate(parts.settings.listen.tls)
+        parts.sweeper.add(certificate)
+        parts.collector.gauge(
+            "cube_edge_certificate_expiry_seconds", "Until the edge certificate expires.", certificate.expiry_s
+        )
+        parts.collector.counter(
+            "cube_edge_certificate_reloads", "Times its files were read again.", "result", lambda: certificate.reloads
+        )
+        return certificate
 
     def _attested(self, upstream: Upstream, host: str, port: int) -> Connector:
         assert self._keeper is not None
@@ -72,7 +91,7 @@ class ProxyRole:
 
     async def start(self) -> None:
         parts, listen = self._parts, self._parts.settings.listen
-        socket = bind_plain(listen, DEFAULT_PORT)
+        socket = bind_edge(listen, DEFAULT_PORT)
         parts.health.checks["identity"] = self._authenticator.not_ready
         if self._keeper is not None:
             await self._keeper.start()
@@ -80,7 +99,19 @@ class ProxyRole:
         for name, link in self._links.items():
             parts.health.checks[f"upstream {name}"] = lambda link=link: "" if link.ready else link.reason  # type: ignore[misc]
             link.start()
-        self._server = await asyncio.get_running_loop().create_server(partial(Downstream, self.service), sock=socket)
+        make = partial(Downstream, self.service)
+        if self._certificate is None and not listen.proxy_protocol:
+            self._server = await asyncio.get_running_loop().create_server(make, sock=socket)
+            return
+        context = self._certificate.context if self._certificate is not None else None
+        errors = parts.numbers.protocol_error
+        self._server = Acceptor(socket, make, parts.admission, self._trust, listen, context, errors)
+        self._server.start()
+
+    def reload(self) -> None:
+        """Read the edge certificate again; nothing else is reloaded."""
+        if self._certificate is not None:
+            self._certificate.reload()
 
     def stop_listening(self) -> None:
         if self._server is not None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from cube_mesh.admission import Admission
 from cube_mesh.deadlines import Sweeper
+from cube_mesh.forwarded import Trust
 from cube_mesh.message import Response
 from cube_mesh.ports import Chain
 from cube_mesh.settings import Limits, Timeouts
@@ -21,7 +22,7 @@ class Served(Protocol):
 
 class Service:
     """``local`` answers the node's own paths (health) without the chain; ``on_protocol_error`` takes the code of bytes
-    that were no request.
+    that were no request; ``trust``: whose word about the client's address is taken, None = nobody's.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Service:
         on_protocol_error: Callable[[str], None],
         *,
         admission: Admission | None = None,
+        trust: Trust | None = None,
         pipelining: bool = True,
     ) -> None:
         self.chain = chain
@@ -43,6 +45,7 @@ class Service:
         self.local = local
         self.on_protocol_error = on_protocol_error
         self.admission = admission if admission is not None else Admission(limits)
+        self.trust = trust
         self.pipelining = pipelining
         self.connections: set[Served] = set()
         self.draining = False

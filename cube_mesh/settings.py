@@ -16,12 +16,29 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of every section: unknown keys are errors."""
 
 
+class EdgeTls(Section, frozen=True, kw_only=True):
+    """TLS at the tenants' side of a proxy. On when there is a certificate; SIGHUP reads the files again."""
+
+    cert_file: str = ""  # certificate and its chain, PEM
+    key_file: str = ""  # its key, PEM
+    min_version: Literal["1.2", "1.3"] = "1.2"  # least TLS version
+    ciphers: str = "ECDHE+AESGCM:ECDHE+CHACHA20"  # suites of TLS 1.2, as OpenSSL writes them; those of 1.3 are its own
+    client_ca_file: str = ""  # CAs of client certificates; a certificate that is shown must be of these
+    require_client_certificate: bool = False  # turn away clients that show none
+    handshake_s: float = 10.0  # accept to the end of the handshake, a PROXY header included
+    warn_before_expiry_s: float = 1_209_600.0  # warn daily when the certificate has less time left
+
+
 class Listen(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"  # address to accept on; a plain listener starts only on loopback
     port: int = 0  # 0 = the role's default: 8900 proxy, 8901 agent
     path_prefix: str = ""  # stripped before the tenant segment, for example "/proxy"
     backlog: int = 1024  # connections that the kernel keeps until they are accepted
     unsafe_plain_non_loopback: bool = False  # accept plaintext from other machines (behind a TLS-terminating peer)
+    trusted_peers: tuple[str, ...] = ()  # addresses or networks that may say who the client is; nobody else is believed
+    forwarded: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"  # the field that they write; no other counts
+    proxy_protocol: bool = False  # every connection begins with a PROXY header (v1 or v2), of a trusted peer
+    tls: EdgeTls = EdgeTls()
     pipelining: bool = True  # answer requests sent before the last answer, in order; false: drop them and close
 
 

@@ -116,6 +116,11 @@ NO_UPSTREAM = "there is none: nothing could be forwarded"
 @pytest.mark.parametrize(
     ("changes", "key", "reason"),
     [
+        # the edge
+        ({"listen__proxy_protocol": True}, "listen.proxy_protocol", "nobody may speak it"),
+        ({"listen__trusted_peers": ["10.0.0.1/8"]}, "listen.trusted_peers", "host bits"),
+        ({"listen__tls__cert_file": __file__}, "listen.tls.cert_file", "go together"),
+        ({"listen__tls__require_client_certificate": True}, "listen.tls.cert_file", "client certificates need TLS"),
         # numbers
         ({"listen__port": 65_536}, "listen.port", "not a port"),
         ({"listen__port": -1}, "listen.port", "not a port"),
@@ -209,6 +214,7 @@ def test_proxy(folder: Path, changes: dict[str, Any], key: str, reason: str) -> 
 @pytest.mark.parametrize(
     ("changes", "key", "reason"),
     [
+        ({"listen__trusted_peers": ["10.0.0.1"]}, "listen", "a proxy's"),
         ({"upstreams": []}, "upstreams", NO_UPSTREAM),
         ({"upstreams__0__url": "atls://127.0.0.1:1"}, "upstreams", "cannot be attested"),
         ({"attestation__attester": ""}, "attestation.attester", 'role agent says "vtpm"'),

@@ -32,6 +32,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     endpoint: str | None
     client_ip: str
     client_tls_version: str
+    client_tls_subject: str | None
     user_agent: str | None
     status_code: int
     outcome: str
@@ -162,6 +163,7 @@ class EventWriter:
             endpoint.name if endpoint is not None else None,
             exchange.client_ip,
             exchange.client_tls_version,
+            clean(exchange.client_subject, 512) if exchange.client_subject else None,
             (self._agents.get(agent) or self._agent(agent)) if agent is not None else None,
             exchange.status,
             exchange.outcome,

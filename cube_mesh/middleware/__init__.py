@@ -1,8 +1,8 @@
 """The chain, in one visible list: what every request passes, in this order, and what sees it end.
 
-Gates (they may refuse): request_id, tenant, load, authn, authz, route, forward. Observers (they see every exchange
-end, in this order): audit, logging, tracing, metrics. So a request that authn refuses has its audit event, log line, span and
-metric.
+Gates (they may refuse): request_id, tenant, cors (if configured), load, authn, authz, route, forward. Observers (they
+see every exchange end, in this order): audit, logging, tracing, metrics. So a request that authn refuses has its audit
+event, log line, span and metric.
 """
 
 from __future__ import annotations

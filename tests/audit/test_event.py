@@ -54,6 +54,7 @@ def test_every_field_from_its_source() -> None:
     assert made == {
         "timestamp": "2026-09-21T14:13:20.500Z", "request_id": "r1", "trace_id": "f" * 32, "domain_id": A,
         "method": "POST", "path": f"/{A}{CHAT}", "endpoint": CHAT, "client_ip": "127.0.0.1", "client_tls_version": "",
+        "client_tls_subject": None,
         "user_agent": "curl/8", "status_code": 200, "outcome": "completed", "error_code": None, "error": None,
         "request_size": 700, "response_size": 900, "duration_ms": 250.0, "upstream_ms": pytest.approx(240, abs=0.01),
         "first_byte_ms": pytest.approx(10, abs=0.01), "model": "llama", "stream": True, "temperature": 0.5,
@@ -82,7 +83,7 @@ def test_what_is_unknown_is_null_and_nothing_is_guessed() -> None:
     made = event(end(passing, 400, "refused"))
     empty = {name for name, value in made.items() if value is None}
     assert empty == {
-        "endpoint", "user_agent", "upstream_ms", "first_byte_ms", "model", "temperature", "max_tokens", "input_tokens",
+        "endpoint", "client_tls_subject", "user_agent", "upstream_ms", "first_byte_ms", "model", "temperature", "max_tokens", "input_tokens",
         "output_tokens", "route", "upstream", "upstream_status", "session", "auth_method", "attestation_ok",
         "attestation_error", "attestation_type", "attestation_mode", "attestation_nonce", "attestation_report",
         "atls_handshake_ms", "tls_version", "cipher_suite", "peer_id", "peer_cert_issuer", "peer_cert_serial",

@@ -1,4 +1,4 @@
-"""Bounds and deadlines of one connection: every limit by a case where only it is exceeded, and what it leaves behind."""
+"""Bounds and deadlines of one connection: every limit by a case where only it is exceeded, and what stays behind."""
 
 from __future__ import annotations
 
@@ -261,7 +261,9 @@ def _pausing(rig: Rig):  # type: ignore[no-untyped-def]
 
 async def test_lingering_is_bounded_in_bytes() -> None:
     rig = Rig(limits=Limits(max_json_body=10, max_linger_bytes=1000, max_body_bytes=10))
-    await rig.send(POST[: POST.index(b"Content-Length")] + b"Transfer-Encoding: chunked\r\n\r\n" + b"b\r\n{          \r\n")
+    await rig.send(
+        POST[: POST.index(b"Content-Length")] + b"Transfer-Encoding: chunked\r\n\r\n" + b"b\r\n{          \r\n"
+    )
     assert error_of(rig.wire.sent)["code"] == "body_too_large" and rig.wire.eof and not rig.wire.closed
     await rig.send(b"x" * 1000)
     assert not rig.wire.aborted
