@@ -183,6 +183,8 @@ def test_certificate_tables() -> None:
     assert parse_table(TABLE + bytes(9)) == {VCEK: b"leaf", ASK: b"ask"}
     leaf, ask = SNP.endorsements
     assert certificates_of(encode_table({ASK: ask, VCEK: leaf})) == (leaf, ask)
+    mixed = encode_table({ASK: ask, VCEK: leaf}).replace(VCEK.bytes, VCEK.bytes_le)
+    assert certificates_of(mixed) == (leaf, ask)
     assert certificates_of(b"") == certificates_of(bytes(64)) == ()
     with pytest.raises(MalformedEvidence):
         certificates_of(TABLE)

@@ -1,6 +1,7 @@
 """The certificate table that a host hands to its guest with a report (GHCB specification 56421, SNP extended request).
 
-Entries of 24 bytes: GUID (mixed endian), offset, length (u32, little endian); a zero GUID ends them. Unverified.
+Entries of 24 bytes: GUID, offset, length (u32, little endian); a zero GUID ends them. Hosts in the field write the GUID's
+bytes as its text reads; the mixed order of Microsoft's GUIDs is understood too. Unverified.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def parse_table(raw: bytes) -> dict[uuid.UUID, bytes]:
         entry = raw[at : at + _ENTRY]
         if len(entry) < _ENTRY:
             break
-        guid = uuid.UUID(bytes_le=entry[:16])
+        guid = _guid(entry[:16])
         if guid == _ZERO:
             return entries
         start, size = (int.from_bytes(entry[n : n + 4], "little") for n in (16, 20))
@@ -41,6 +42,11 @@ def parse_table(raw: bytes) -> dict[uuid.UUID, bytes]:
             raise MalformedEvidence(f"certificate table: entry {guid} twice, empty or outside")
         entries[guid] = raw[start : start + size]
     raise MalformedEvidence("certificate table without an end")
+
+
+def _guid(raw: bytes) -> uuid.UUID:
+    mixed = uuid.UUID(bytes_le=raw)
+    return mixed if mixed in (VCEK, VLEK, ASK, ARK) else uuid.UUID(bytes=raw)
 
 
 def certificates_of(raw: bytes) -> tuple[bytes, ...]:
@@ -58,6 +64,6 @@ def encode_table(entries: dict[uuid.UUID, bytes]) -> bytes:
     at = _ENTRY * (len(entries) + 1)
     head, body = b"", b""
     for guid, data in entries.items():
-        head += guid.bytes_le + (at + len(body)).to_bytes(4, "little") + len(data).to_bytes(4, "little")
+        head += guid.bytes + (at + len(body)).to_bytes(4, "little") + len(data).to_bytes(4, "little")
         body += data
     return head + bytes(_ENTRY) + body
