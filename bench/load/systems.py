@@ -42,7 +42,7 @@ class System:
 def upstream(scratch: Path) -> Iterator[int]:
     """The canned upstream; its port."""
     port = free_port()
-    argv = (*OTHERS, sys.executable, "-m", "bench.load.upstream", str(port))
+    argv = (*OTHERS, sys.executable, str(HERE / "upstream.py"), str(port))
     with Child(argv, scratch / "upstream.log") as child:
         child.wait_until("the upstream", lambda: accepts(port))
         yield port
