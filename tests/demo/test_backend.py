@@ -157,12 +157,14 @@ async def test_garbage_is_400_and_a_second_request_on_the_connection_is_answered
 async def test_the_command_line_prints_where_it_listens_and_stops_on_sigterm() -> None:
     command = (sys.executable, "-m", "cube_mesh.demo.backend", "--port", "0", "--events", "2", "--gap-s", "0.01")
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    url = (await asyncio.wait_for(process.stdout.readline(), 10)).decode().strip()
-    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="k") as client:
-        reply = await client.chat.completions.create(**ASK)
-    process.terminate()
-    assert reply.usage.completion_tokens == 2
-    assert await asyncio.wait_for(process.wait(), 5) == 0
+    try:
+        url = (await asyncio.wait_for(process.stdout.readline(), 10)).decode().strip()
+        async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="k") as client:
+            reply = await client.chat.completions.create(**ASK)
+    finally:
+        process.terminate()
+        code = await asyncio.wait_for(process.wait(), 5)
+    assert (reply.usage.completion_tokens, code) == (2, 0)
 
 
 def post(path: str, body: bytes) -> bytes:
