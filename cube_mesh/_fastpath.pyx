@@ -19,6 +19,9 @@ cdef extern from "Python.h":
     # A bytes object that is being written has one owner, by hand, until _shrink hands it out.
     PyObject *PyBytes_New "PyBytes_FromStringAndSize"(const char *, Py_ssize_t size) except NULL
     char *PyBytes_Data "PyBytes_AS_STRING"(PyObject *)
+    Py_ssize_t PyBytes_Size_ "PyBytes_GET_SIZE"(PyObject *)
+    PyObject *PyTuple_GET_ITEM(tuple, Py_ssize_t)  # borrowed
+    Py_ssize_t PyTuple_GET_SIZE(tuple)
     int _PyBytes_Resize(PyObject **string, Py_ssize_t newsize) except -1
     void Py_DecRef(PyObject *)
 

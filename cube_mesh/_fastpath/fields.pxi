@@ -79,7 +79,7 @@ cdef Py_ssize_t _scan_fields(bytes_ptr start, bytes_ptr b, Py_ssize_t at, Py_ssi
             high |= b[at]
             at += 1
         end = at
-        at = _scan_line_end(b, at, stop, "bad_field_value", "A field value contains a control character.")
+        at = _line_end(b, at, stop, "bad_field_value", "A field value contains a control character.")
         if at == 0:
             return 0
         while end > value and (b[end - 1] == 32 or b[end - 1] == 9):

@@ -1,40 +1,58 @@
 # Rendering: a head as it goes on to the next hop, written from spans into one buffer with the body behind it.
 
 
+cdef inline unsigned char _bucket(bytes_ptr name, Py_ssize_t n) noexcept:
+    return <unsigned char>(n * 31 + LOWER[name[0]] * 7 + LOWER[name[n - 1]])
+
+
 cdef class FieldSet:
-    """A fixed set of field names and name prefixes, lower case, for dropping fields while a head is rendered."""
+    """A fixed set of field names and name prefixes, lower case, for dropping fields while a head is rendered.
+
+    ValueError for a name that is not lower case, empty, or 64 bytes or longer, and for more than 255 names.
+    """
 
     cdef tuple _names
     cdef tuple _prefixes
-    cdef unsigned short _first[65]
+    cdef unsigned char _heads[256]   # by bucket: place of its first name in _names, from 1; 0 for none
+    cdef unsigned char _next[256]    # by place: the next name of the same bucket
+    cdef unsigned char _begins[256]  # whether some prefix begins with that byte
 
     def __init__(self, names=(), prefixes=()):
-        cdef Py_ssize_t length
-        ordered = sorted(set(names), key=len)
-        if any(len(n) > 63 or n != n.lower() for n in ordered):
-            raise ValueError("field names must be lower case and shorter than 64 bytes")
-        self._names = tuple(ordered)
+        cdef bytes name
+        cdef int place
+        cdef unsigned char bucket
+        self._names = tuple(sorted(set(names)))
         self._prefixes = tuple(prefixes)
-        for length in range(65):
-            self._first[length] = sum(1 for n in ordered if len(n) < length)
+        every = (*self._names, *self._prefixes)
+        if len(self._names) > 255 or any(not 0 < len(n) < 64 or n != n.lower() for n in every):
+            raise ValueError("field names must be lower case and shorter than 64 bytes, and no more than 255")
+        for place in range(len(self._names)):
+            name = self._names[place]
+            bucket = _bucket(<bytes_ptr>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+            self._next[place] = self._heads[bucket]
+            self._heads[bucket] = place + 1
+        for name in self._prefixes:
+            self._begins[<unsigned char>name[0]] = 1
 
-    cdef bint has(self, bytes_ptr name, Py_ssize_t n):
-        cdef Py_ssize_t i, size
-        cdef bytes known
-        if n < 64:
-            for i in range(self._first[n], self._first[n + 1]):
-                known = <bytes>self._names[i]
-                if _same(name, <bytes_ptr>PyBytes_AS_STRING(known), n):
-                    return True
-        for i in range(len(self._prefixes)):
-            known = <bytes>self._prefixes[i]
-            size = PyBytes_GET_SIZE(known)
-            if n >= size and _same(name, <bytes_ptr>PyBytes_AS_STRING(known), size):
+    cdef bint has(self, bytes_ptr name, Py_ssize_t n) noexcept:
+        cdef int place = self._heads[_bucket(name, n)]
+        cdef PyObject *known
+        cdef Py_ssize_t i
+        while place:
+            known = PyTuple_GET_ITEM(self._names, place - 1)
+            if PyBytes_Size_(known) == n and _same(name, <bytes_ptr>PyBytes_Data(known), n):
                 return True
+            place = self._next[place - 1]
+        if self._begins[LOWER[name[0]]]:
+            for i in range(PyTuple_GET_SIZE(self._prefixes)):
+                known = PyTuple_GET_ITEM(self._prefixes, i)
+                if n >= PyBytes_Size_(known) and _same(name, <bytes_ptr>PyBytes_Data(known), PyBytes_Size_(known)):
+                    return True
         return False
 
-    def __contains__(self, bytes name):
-        return self.has(<bytes_ptr>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+    def __contains__(self, bytes name not None):
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(name)
+        return n > 0 and self.has(<bytes_ptr>PyBytes_AS_STRING(name), n)
 
 
 cdef Py_ssize_t _write_framing(unsigned char *o, long long length):

@@ -134,8 +134,15 @@ cdef Py_ssize_t _scan_version(bytes_ptr b, Py_ssize_t at, Py_ssize_t stop, int *
     return at + 8
 
 
+cdef inline Py_ssize_t _line_end(bytes_ptr b, Py_ssize_t at, Py_ssize_t stop, str code, str message) except -1:
+    """Past CRLF."""
+    if at + 1 < stop and b[at] == 13 and b[at + 1] == 10:
+        return at + 2
+    return _scan_line_end(b, at, stop, code, message)
+
+
 cdef Py_ssize_t _scan_line_end(bytes_ptr b, Py_ssize_t at, Py_ssize_t stop, str code, str message) except -1:
-    """Past CRLF; a lone LF has an error of its own, anything else raises ``code``."""
+    """Past CRLF, or what is wrong: a lone LF has an error of its own, anything else raises ``code``."""
     if at >= stop:
         return 0
     if b[at] == 13:

@@ -304,3 +304,17 @@ def test_fields_agree_with_h11(fields: list[tuple[bytes, bytes]]) -> None:
     event = peer.next_event()
     assert isinstance(event, h11.Request)
     assert head.fields() == [(bytes(n), bytes(v)) for n, v in event.headers]
+
+
+@given(st.sets(NAMES.map(bytes.lower), max_size=40), st.sets(NAMES.map(bytes.lower), max_size=3), NAMES)
+def test_field_sets_are_sets(names: set[bytes], prefixes: set[bytes], asked: bytes) -> None:
+    kept = FieldSet(tuple(names), tuple(prefixes))
+    for name in (asked, asked.upper(), *names, b""):
+        low = name.lower()
+        assert (name in kept) == (low in names or any(low.startswith(prefix) for prefix in prefixes))
+
+
+@pytest.mark.parametrize("names", [("A",), ("",), ("a" * 64,), tuple(f"n{i}" for i in range(256))])
+def test_field_sets_refuse_what_they_cannot_hold(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError):
+        FieldSet(tuple(name.encode() for name in names))
