@@ -23,9 +23,11 @@ cdef class FieldSet:
         cdef unsigned char bucket
         self._names = tuple(sorted(set(names)))
         self._prefixes = tuple(prefixes)
-        every = (*self._names, *self._prefixes)
-        if len(self._names) > 255 or any(not 0 < len(n) < 64 or n != n.lower() for n in every):
-            raise ValueError("field names must be lower case and shorter than 64 bytes, and no more than 255")
+        if len(self._names) > 255:
+            raise ValueError("more than 255 field names")
+        for name in self._names + self._prefixes:
+            if not 0 < len(name) < 64 or name != name.lower():
+                raise ValueError("field names must be lower case and shorter than 64 bytes")
         for place in range(len(self._names)):
             name = self._names[place]
             bucket = _bucket(<bytes_ptr>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))

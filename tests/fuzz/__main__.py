@@ -1,7 +1,7 @@
-"""``python -m tests.fuzz --seconds 60`` or ``--runs 20000000``: fuzz the parser, from the corpus and the smuggling tables.
+"""``python -m tests.fuzz --seconds 60`` or ``--runs 20000000``: fuzz the parser.
 
-The last line is what was done; the exit code is 1 when something was found, and var/fuzz/ then holds the input. What is new
-is in var/fuzz/found; ``--keep`` merges it into tests/fuzz/corpus. An input is run again with ``--input FILE``.
+The last line is what was done; the exit code is 1 when something was found, and var/fuzz/ then holds the input. What is
+new is in var/fuzz/found; ``--keep`` merges it into tests/fuzz/corpus. An input is run again with ``--input FILE``.
 """
 
 from __future__ import annotations
