@@ -203,6 +203,7 @@ def test_tables_that_are_none(raw: bytes) -> None:
         parse_table(raw)
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_a_real_table(vectors: Path) -> None:
     envelope = json.loads((vectors / "snp" / "veraison" / "sevsnp-tsm-report.json").read_text())
     table = base64.urlsafe_b64decode(envelope["auxblob"] + "==")

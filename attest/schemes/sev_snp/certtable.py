@@ -1,7 +1,7 @@
 """The certificate table that a host hands to its guest with a report (GHCB specification 56421, SNP extended request).
 
-Entries of 24 bytes: GUID, offset, length (u32, little endian); a zero GUID ends them. Hosts in the field write the GUID's
-bytes as its text reads; the mixed order of Microsoft's GUIDs is understood too. Unverified.
+Entries of 24 bytes: GUID, offset, length (u32, little endian); a zero GUID ends them. Real hosts write the bytes of a
+GUID as its text reads; the mixed order of Microsoft's GUIDs is understood too. Unverified.
 """
 
 from __future__ import annotations
