@@ -40,6 +40,8 @@ Attested: TypeAlias = Callable[[Upstream, str, int], Connector]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+").fullmatch
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?").fullmatch
+_FIELD = re.compile(r"[A-Za-z0-9-]+\*?").fullmatch
 _MADE_BY_THE_NODE = frozenset({"attestation.ak_context_file"})
 
 
@@ -162,6 +164,16 @@ def _edge_tls(settings: Settings) -> Iterator[Problem]:
         yield "listen.tls.client_ca_file", "without it no client certificate could be verified"
     elif tls.cert_file and not any(_files(settings)):
         yield from _asked(settings, "listen.tls", lambda: EdgeCertificate(tls))
+
+
+def _cors(settings: Settings) -> Iterator[Problem]:
+    for origin in settings.cors.allowed_origins:
+        if origin != "*" and _ORIGIN(origin) is None:
+            yield "cors.allowed_origins", f"not an origin (scheme://host[:port], lower case) or *: {origin!r}"
+    for key in ("allowed_headers", "exposed_headers"):
+        for name in getattr(settings.cors, key):
+            if _FIELD(name) is None:
+                yield f"cors.{key}", f"not a field name: {name!r}"
 
 
 # -- where requests go -------------------------------------------------------------------------------------------------
@@ -307,6 +319,7 @@ _RULES: tuple[Callable[[Settings], Iterator[Problem]], ...] = (
     _numbers,
     _files,
     _listeners,
+    _cors,
     _upstreams,
     _routes,
     _identity,

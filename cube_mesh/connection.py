@@ -463,7 +463,7 @@ class Downstream(asyncio.Protocol):
             self.transport.write(out)
 
     def _response_fields(self, exchange: Exchange, head: ResponseHead) -> bytes:
-        fixed = b"x-request-id: " + exchange.request_id.encode("ascii") + b"\r\n"
+        fixed = b"x-request-id: " + exchange.request_id.encode("ascii") + b"\r\n" + exchange.answer_fields
         if head.event_stream:
             fixed += b"x-accel-buffering: no\r\n"
         return fixed
@@ -500,8 +500,16 @@ class Downstream(asyncio.Protocol):
             self._close_after = self._lingering = True
         exchange.status = response.status
         exchange.response_size = len(response.body)
-        out = render(response, exchange.request_id, close=self._close_after, head_only=exchange.method == "HEAD")
-        self._end(exchange, exchange.outcome or "refused", out)
+        self._end(exchange, exchange.outcome or "refused", self._own_answer(exchange, response))
+
+    def _own_answer(self, exchange: Exchange, response: Response) -> bytes:
+        return render(
+            response,
+            exchange.request_id,
+            close=self._close_after,
+            head_only=exchange.method == "HEAD",
+            extra=exchange.answer_fields,
+        )
 
     def _fail(self, error: CubeMeshError) -> None:
         """The exchange failed after the gates. Before the response head that is an error answer, after it the terminal
@@ -520,8 +528,7 @@ class Downstream(asyncio.Protocol):
             exchange.status = response.status
             exchange.response_size = len(response.body)
             self._lingering |= unread
-            out = render(response, exchange.request_id, close=self._close_after, head_only=exchange.method == "HEAD")
-            self._end(exchange, outcome, out)
+            self._end(exchange, outcome, self._own_answer(exchange, response))
             return
         self._close_after = True
         frame = b""  # an agent's terminal frame has come through already: one is enough
@@ -555,7 +562,7 @@ class Downstream(asyncio.Protocol):
             self._forget()
             self.transport.abort()
         else:
-            self._release(render(error_response(error), exchange.request_id, close=True), cut=False)
+            self._release(self._own_answer(exchange, error_response(error)), cut=False)
 
     def _forget(self) -> None:
         self._exchange = None

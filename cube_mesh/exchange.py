@@ -24,6 +24,7 @@ class Exchange:
         "principal", "grant", "endpoint", "route", "target", "upstream",
         "model", "stream", "max_tokens", "temperature",
         "request_size", "response_size", "status", "upstream_status", "error", "outcome", "streamed",
+        "answer_fields",
         "input_tokens", "output_tokens", "attestation",
         "started_wall", "started_at", "body_at", "forwarded_at", "first_byte_at", "ended_at", "frames", "left",
     )  # fmt: skip
@@ -60,6 +61,7 @@ class Exchange:
         self.upstream_status = 0
         self.error: CubeMeshError | None = None
         self.outcome = ""  # completed | refused | failed | cancelled
+        self.answer_fields = b""  # field lines, each with its end, that a stage adds to the answer, whoever makes it
         self.streamed = False  # the response was an event stream
         self.input_tokens: int | None = None
         self.output_tokens: int | None = None

@@ -28,7 +28,7 @@ _OURS = (b"host", b"x-request-id", b"traceparent", b"tracestate")
 FROM_CLIENT = FieldSet(names=_HOP_BY_HOP + _INTERNAL + _CREDENTIALS + _FORWARDED + _OURS, prefixes=_INTERNAL_PREFIXES)
 TO_CLIENT = FieldSet(
     names=(*_HOP_BY_HOP, *_INTERNAL, b"x-request-id", b"x-accel-buffering", b"set-cookie", b"alt-svc"),
-    prefixes=_INTERNAL_PREFIXES,
+    prefixes=(*_INTERNAL_PREFIXES, b"access-control-"),  # who may read answers in a browser is the edge's to say
 )
 
 

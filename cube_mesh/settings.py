@@ -210,6 +210,15 @@ class Attestation(Section, frozen=True, kw_only=True):
     max_concurrent_quotes: int = 1  # a TPM makes one at a time
 
 
+class Cors(Section, frozen=True, kw_only=True):
+    """Web pages that may call the API from a browser. A proxy's."""
+
+    allowed_origins: tuple[str, ...] = ()  # like "https://app.example", or "*" for any; empty: CORS is off
+    allowed_headers: tuple[str, ...] = ("authorization", "content-type", "x-request-id", "x-stainless-*")  # may be sent
+    exposed_headers: tuple[str, ...] = ("x-request-id", "retry-after")  # of answers, for pages to read
+    max_age_s: float = 600.0  # a browser asks again after this time
+
+
 class Settings(Section, frozen=True, kw_only=True):
     unsafe_allow_simulated: bool = False  # development: simulated evidence passes, on loopback, marked everywhere
     listen: Listen = Listen()
@@ -219,6 +228,7 @@ class Settings(Section, frozen=True, kw_only=True):
     routes: tuple[RouteRule, ...] = ()
     identity: Identity = Identity()
     authz: Authz = Authz()
+    cors: Cors = Cors()
     audit: Audit = Audit()
     log: Log = Log()
     tracing: Tracing = Tracing()

@@ -121,6 +121,9 @@ NO_UPSTREAM = "there is none: nothing could be forwarded"
         ({"listen__trusted_peers": ["10.0.0.1/8"]}, "listen.trusted_peers", "host bits"),
         ({"listen__tls__cert_file": __file__}, "listen.tls.cert_file", "go together"),
         ({"listen__tls__require_client_certificate": True}, "listen.tls.cert_file", "client certificates need TLS"),
+        ({"cors__allowed_origins": ["https://App.example"]}, "cors.allowed_origins", "not an origin"),
+        ({"cors__allowed_origins": ["https://app.example/"]}, "cors.allowed_origins", "not an origin"),
+        ({"cors__allowed_headers": ["a: b"]}, "cors.allowed_headers", "not a field name"),
         # numbers
         ({"listen__port": 65_536}, "listen.port", "not a port"),
         ({"listen__port": -1}, "listen.port", "not a port"),

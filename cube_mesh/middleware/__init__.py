@@ -20,6 +20,7 @@ from cube_mesh.middleware.audit import Audit
 from cube_mesh.middleware.authn import Authn
 from cube_mesh.middleware.authz import Authz
 from cube_mesh.middleware.chain import Chain
+from cube_mesh.middleware.cors import Cors
 from cube_mesh.middleware.forward import Forward
 from cube_mesh.middleware.load import Load
 from cube_mesh.middleware.logging import Logging
@@ -34,7 +35,9 @@ from cube_mesh.ports import AuditSink, Authenticator, Authorizer, RouteSource, T
 from cube_mesh.settings import Limits, Settings
 from cube_mesh.telemetry.metrics import Metrics as Numbers
 
-CHAIN = ("request_id", "tenant", "load", "authn", "audit", "authz", "logging", "tracing", "metrics", "route", "forward")
+CHAIN = (
+    "request_id", "tenant", "cors", "load", "authn", "audit", "authz", "logging", "tracing", "metrics", "route", "forward",
+)  # fmt: skip
 AGENT_CHAIN = ("request_id", "peer", "load", "logging", "tracing", "metrics", "route", "forward")
 
 __all__ = ["AGENT_CHAIN", "CHAIN", "Chain", "Common", "agent_chain", "proxy_chain"]
@@ -63,7 +66,9 @@ def proxy_chain(common: Common, authenticator: Authenticator, authorizer: Author
     """The chain of a proxy, in the order of ``CHAIN``."""
     settings = common.settings
     writer = EventWriter(common.node_id, unsafe=settings.unsafe_allow_simulated)
+    cors = {"cors": Cors(settings.cors)} if settings.cors.allowed_origins else {}
     return _chain(common, CHAIN, {
+        **cors,
         "tenant": Tenant(common.endpoints, settings.listen.path_prefix),
         "authn": Authn(authenticator),
         "audit": Audit(writer, sink),

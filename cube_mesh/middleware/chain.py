@@ -71,7 +71,7 @@ class Chain:
         self, exchange: Exchange, gate: Enter, verdict: Response | Awaitable[Verdict]
     ) -> Response | Awaitable[Verdict]:
         if isinstance(verdict, Response):
-            exchange.outcome = "refused"
+            exchange.outcome = exchange.outcome or "refused"
             return verdict
         return self._resume(exchange, self._gates.index(gate) + 1, verdict)
 
@@ -86,7 +86,7 @@ class Chain:
         except Exception as error:
             return _refuse(exchange, error)
         if verdict is not None:
-            exchange.outcome = "refused"
+            exchange.outcome = exchange.outcome or "refused"
         return verdict
 
     # -- observers
