@@ -1,0 +1,249 @@
+"""Event logs, written by the testkit and by real firmware: structure, replay, and lies about either."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attest.errors import AttestError, MalformedEvidence
+from attest.eventlog import (
+    MAX_LOG_BYTES,
+    exited_boot_services,
+    parse_event_log,
+    replay,
+    secure_boot,
+    separators,
+    unmatched_data,
+)
+from attest.schemes.vtpm.abi import Alg
+from attest.schemes.vtpm.eventlog import verify_event_log
+from attest.schemes.vtpm.verify import verify_quote
+from attest.testkit.eventlog import GOOD_BOOT, agile_log, event, header, legacy_log, secure_boot_data
+from attest.testkit.tpm import SoftwareTpm
+
+HASH = bytes(range(32))
+GOOD = agile_log()
+ONE = event(0, 4, bytes(4))
+
+
+def test_a_good_log() -> None:
+    log = parse_event_log(GOOD)
+    assert len(log.events) == len(GOOD_BOOT) and log.algorithms == (Alg.SHA256,)
+    assert secure_boot(log, 7) is True and exited_boot_services(log) and not unmatched_data(log, Alg.SHA256)
+    assert [separators(log, index) for index in range(8)] == [1] * 8
+
+
+def test_padding_is_no_event() -> None:
+    whole = parse_event_log(GOOD)
+    for fill in (b"\x00", b"\xff"):
+        for count in (1, 7, 8, 4096):
+            assert parse_event_log(GOOD + fill * count) == whole
+        with pytest.raises(MalformedEvidence):
+            parse_event_log(GOOD + fill * 64 + b"\x01")
+
+
+def test_the_older_form() -> None:
+    log = parse_event_log(legacy_log())
+    assert log.algorithms == (Alg.SHA1,) and len(log.events) == len(GOOD_BOOT)
+    with pytest.raises(MalformedEvidence):
+        replay(log, Alg.SHA256)
+
+
+def test_startup_locality_and_events_that_are_not_extended() -> None:
+    locality = b"StartupLocality\x00\x03"
+    raw = header() + event(0, 3, locality) + event(0xFFFFFFFF, 3, b"note") + ONE
+    log = parse_event_log(raw)
+    assert log.locality == 3 and replay(log, Alg.SHA256) != replay(parse_event_log(header() + ONE), Alg.SHA256)
+    for bad in (
+        event(0, 3, locality) * 2 + ONE,
+        ONE + event(0, 3, locality),
+        event(0, 3, b"StartupLocality\x00\x01"),
+        event(0, 3, locality + b"\x00"),
+    ):
+        with pytest.raises(MalformedEvidence):
+            parse_event_log(header() + bad)
+
+
+MALFORMED: dict[str, bytes] = {
+    "empty": b"",
+    "oversize": b"\xff" * (MAX_LOG_BYTES + 1),
+    "digest count 2^32-1": header() + event(0, 4, b"", count=0xFFFFFFFF),
+    "digest count zero": header() + event(0, 4, b"", count=0),
+    "event size 2^32-1": header() + event(0, 4, b"data", size=0xFFFFFFFF),
+    "event size above the rest": header() + event(0, 4, b"data", size=5),
+    "undeclared algorithm": header() + event(0, 4, b"", algorithms=(Alg.SHA384,)),
+    "algorithm twice": header((Alg.SHA256, Alg.SHA384))
+    + event(0, 4, b"", algorithms=(Alg.SHA256,), count=2)[:46]
+    + event(0, 4, b"")[12:],
+    "register 32": header() + event(32, 4, b""),
+    "second header": header() + header() + event(0, 3, b"Spec ID Event03\x00"),
+    "header event again": header() + event(0, 3, b"Spec ID Event03\x00" + bytes(20)),
+    "no algorithm": header((), count=0),
+    "nine algorithms": header((), count=9),
+    "algorithm declared twice": header((Alg.SHA256, Alg.SHA256)),
+    "digest size of another": header().replace(b"\x0b\x00\x20\x00", b"\x0b\x00\x14\x00"),
+    "unknown algorithm": header().replace(b"\x0b\x00\x20\x00", b"\x99\x00\x20\x00"),
+    "too many events": header() + ONE * 16_385,
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed(name: str) -> None:
+    with pytest.raises(MalformedEvidence):
+        parse_event_log(MALFORMED[name])
+
+
+def test_every_truncation_is_malformed_or_ends_between_events() -> None:
+    ends = {len(GOOD)}
+    log = b""
+    for item in GOOD_BOOT:
+        ends.add(len(header()) + len(log))
+        log += event(*item)
+    for length in range(len(GOOD)):
+        start = max(end for end in ends if end <= length) if length >= len(header()) else 0
+        if length >= len(header()) and not any(GOOD[start:length]):  # nothing, or zeros that may be padding
+            parse_event_log(GOOD[:length])
+            continue
+        with pytest.raises(MalformedEvidence):
+            parse_event_log(GOOD[:length])
+
+
+@given(st.binary(max_size=200), st.integers(0, len(GOOD)))
+@settings(max_examples=300)
+def test_any_bytes(raw: bytes, at: int) -> None:
+    for candidate in (raw, GOOD[:at] + raw + GOOD[at:]):
+        try:
+            log = parse_event_log(candidate)
+        except MalformedEvidence:
+            continue
+        for bank in log.algorithms:
+            replay(log, bank) if bank != 0x12 else None
+
+
+# -- beside a quote ----------------------------------------------------------------------------------------------------
+
+
+def _tpm(raw_log: bytes, bank: int = Alg.SHA256, indexes: range = range(8)) -> SoftwareTpm:
+    tpm = SoftwareTpm(pcrs={bank: indexes})
+    tpm.pcrs[bank] |= {i: v for i, v in replay(parse_event_log(raw_log), bank).items() if i in indexes}
+    return tpm
+
+
+def _log(*items: tuple[int, int, bytes]) -> bytes:
+    return header() + b"".join(event(*item) for item in items)
+
+
+def test_a_log_that_the_quote_proves() -> None:
+    both = agile_log(algorithms=(Alg.SHA256, Alg.SHA384))
+    for raw, bank in ((GOOD, Alg.SHA256), (both, Alg.SHA384)):
+        verified = verify_event_log(raw, verify_quote(_tpm(raw, bank).quote(HASH), HASH))
+        assert verified.covered == tuple(range(8)) and secure_boot(verified.proven, 7) is True
+        assert len(verified.digests(4)) == 2
+
+
+def test_events_of_unquoted_registers_count_for_nothing() -> None:
+    """A host adds events to a register that nobody quoted: the first SecureBoot in the file is a lie."""
+    raw = _log((23, 0x80000001, secure_boot_data()), *GOOD_BOOT[:1], (7, 0x80000001, secure_boot_data(b"\x00")),
+               *GOOD_BOOT[2:])  # fmt: skip
+    verified = verify_event_log(raw, verify_quote(_tpm(raw).quote(HASH), HASH))
+    assert secure_boot(verified.proven, 7) is False
+    without = _log(*GOOD_BOOT[:1], *GOOD_BOOT[2:], (22, 0x80000007, b"Exit Boot Services Returned with Success"))
+    proven = verify_event_log(without, verify_quote(_tpm(without).quote(HASH), HASH)).proven
+    assert secure_boot(proven, 7) is None
+    assert sum(e.type == 0x80000007 for e in proven.events) == 1
+
+
+SEPARATORS = [item for item in GOOD_BOOT if item[1] == 4]
+REST = [item for item in GOOD_BOOT if item[1] != 4]
+LIES: dict[str, tuple[bytes, bytes, str]] = {  # the log that the TPM saw, the log that is sent
+    "an event changed": (GOOD, GOOD.replace(b"boot loader", b"boot looter"), "ok"),  # describes, is not hashed here
+    "a digest changed": (GOOD, _log(*GOOD_BOOT[:-2], (4, 0x80000003, b"other"), GOOD_BOOT[-1]), "event_log_replay"),
+    "reordered": (GOOD, _log(GOOD_BOOT[1], *reversed(GOOD_BOOT[2:]), GOOD_BOOT[0]), "event_log_replay"),
+    "cut": (GOOD, _log(*GOOD_BOOT[:-2]), "event_log_replay"),
+    "one more": (GOOD, GOOD + event(4, 13, b"more"), "event_log_replay"),
+    "another bank only": (GOOD, agile_log(algorithms=(Alg.SHA384,)), "event_log_bank"),
+    "older form beside SHA-256": (GOOD, legacy_log(), "event_log_bank"),
+    "no action only": (GOOD, header() + event(0, 3, b"note"), "event_log_empty"),
+    "unquoted registers only": (GOOD, _log((9, 13, b"x")), "event_log_empty"),
+    "data of another digest": (
+        _log(*GOOD_BOOT[:1], *GOOD_BOOT[2:]) + event(7, 0x80000001, secure_boot_data(b"\x00")),
+        _log(*GOOD_BOOT[:1], *GOOD_BOOT[2:])
+        + event(7, 0x80000001, secure_boot_data(),
+                digests={Alg.SHA256: hashlib.sha256(secure_boot_data(b"\x00")).digest()}),
+        "event_log_data",
+    ),
+    "separator missing": (_log(*SEPARATORS[1:], *REST), _log(*SEPARATORS[1:], *REST), "event_log_separator"),
+    "separator twice": (_log(*GOOD_BOOT, SEPARATORS[3]), _log(*GOOD_BOOT, SEPARATORS[3]), "event_log_separator"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_lies_beside_a_quote(name: str) -> None:
+    seen, sent, code = LIES[name]
+    quote = verify_quote(_tpm(seen).quote(HASH), HASH)
+    if code == "ok":
+        verify_event_log(sent, quote)
+        return
+    with pytest.raises(AttestError) as caught:
+        verify_event_log(sent, quote)
+    assert caught.value.code == code, caught.value
+
+
+# -- real firmware -----------------------------------------------------------------------------------------------------
+
+# Manifest: number of events with the header, and how PCR 0 of the SHA-256 (or only) bank begins.
+REAL = {
+    "arch-linux-workstation.bin": (25, "758b773d94feabf5"),
+    "cos-93-amd-sev.bin": (46, "0f35c214608d93c7"),
+    "crypto_agile_eventlog": (27, "1536de221b2187a4"),
+    "debian-10.bin": (25, "0f2d3a2a1adaa479"),
+    "eventlogwithsp800155.bin": (54, "d0c70a9310cd0b55"),
+    "sb_cert_eventlog": (15, "fcecb56acc303862"),
+    "short_no_action_eventlog": (1, ""),
+    "ubuntu-2104-no-dbx.bin": (112, "24af52a4f429b71a"),
+    "ubuntu-2104-no-secure-boot.bin": (106, "24af52a4f429b71a"),
+}
+
+
+def test_real_logs_replay_to_the_manifests_values(vectors: Path) -> None:
+    files = sorted(path.name for path in (vectors / "vtpm" / "eventlogs").iterdir())
+    assert files == sorted(REAL)
+    for name, (count, pcr0) in REAL.items():
+        log = parse_event_log((vectors / "vtpm" / "eventlogs" / name).read_bytes())
+        agile = name not in ("debian-10.bin", "short_no_action_eventlog")
+        assert len(log.events) + agile == count, name
+        bank = Alg.SHA256 if Alg.SHA256 in log.algorithms else Alg.SHA1
+        assert replay(log, bank).get(0, b"").hex().startswith(pcr0), name
+        for algorithm in log.algorithms:
+            assert not unmatched_data(log, algorithm), name
+    for name, count in (("binary_bios_measurements12", 162), ("binary_bios_measurements20", 136)):
+        log = parse_event_log((vectors / "vtpm" / "trustauthority" / name).read_bytes())
+        assert len(log.events) + (Alg.SHA256 in log.algorithms) == count
+
+
+def test_real_ccel_logs_replay_to_real_quotes(vectors: Path) -> None:
+    from attest.schemes.tdx.abi import parse_quote
+
+    for log_file, quote_file, registers in (
+        ("go-tdx-guest-ccel/ccel_data.dat", "go-tdx-guest-ccel/cos-113-tdx-quote.dat", (0, 1, 2)),
+        ("attestation-rs/tdx_ccel_live.bin", "attestation-rs/tdx_quote_live.dat", (0, 1)),  # RTMR2 went on
+    ):
+        log = parse_event_log((vectors / "tdx" / log_file).read_bytes())
+        report = parse_quote((vectors / "tdx" / quote_file).read_bytes()).report
+        values = replay(log, Alg.SHA384)
+        for register in registers:
+            assert values[register + 1] == getattr(report, f"rtmr{register}"), (log_file, register)
+
+
+def test_the_windows_machine_replays_to_its_sha1_quote(vectors: Path) -> None:
+    dump = json.loads((vectors / "vtpm" / "go-attestation" / "windows_gcp_shielded_vm.json").read_text())
+    values = replay(parse_event_log(base64.b64decode(dump["Log"]["Raw"])), Alg.SHA1)
+    quoted = {pcr["Index"]: base64.b64decode(pcr["Digest"]) for pcr in dump["Log"]["PCRs"]}
+    assert sorted(values) == [0, 4, 5, 7, 11, 12, 13, 14]
+    assert all(quoted[index] == value for index, value in values.items())
