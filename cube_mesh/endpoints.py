@@ -36,7 +36,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EndpointTable:
-    """``find(method, path)`` gives the row, or None. ``path`` is as received, after the domain; it is not decoded."""
+    """``find(method, path)`` gives the row, or None. ``path`` is as received, after the domain; it is not decoded.
+
+    HEAD is answered wherever GET is (RFC 9110 section 9.3.2), by the row of the GET.
+    """
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self.endpoints = tuple(endpoints)
@@ -50,6 +53,10 @@ class EndpointTable:
                 self._templates.setdefault((endpoint.method, len(segments)), []).append((segments, endpoint))
 
     def find(self, method: str, path: str) -> Endpoint | None:
+        found = self._find(method, path)
+        return found if found is not None or method != "HEAD" else self._find("GET", path)
+
+    def _find(self, method: str, path: str) -> Endpoint | None:
         exact = self._exact.get(method)
         found = exact.get(path) if exact is not None else None
         return found if found is not None else self._by_template(method, path)

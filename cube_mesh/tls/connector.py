@@ -293,7 +293,7 @@ def _as_dependency_error(event: GateEvent, detail: str) -> CubeMeshError:
         f"atls_{event.reason}",
         "The upstream could not be verified.",
         detail=detail,
-        status=504 if event.reason == "timeout" else 502,
+        status=504 if event.reason == "timeout" else 503,
         retryable=event.reason in _RETRYABLE,
     )
 

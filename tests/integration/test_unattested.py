@@ -96,7 +96,7 @@ async def test_one_thing_wrong_and_nothing_passes(
         status, ready = await asyncio.to_thread(proxy.local, "/readyz")
     (event,) = read_events(tmp_path / "proxy")
     assert backend.received_bytes == 0
-    assert (reply.status, reply.json["error"]["code"]) == (502, f"atls_{wrong.reason}")
+    assert (reply.status, reply.json["error"]["code"]) == (503, f"atls_{wrong.reason}")
     assert (status, "upstream agent" in ready) == (503, True)
     assert (event["request_id"], event["attestation_ok"], event["attestation_error"]) == (
         request_id,

@@ -104,7 +104,7 @@ def test_every_endpoint_for_every_role(line: str, role: str) -> None:
 def test_no_other_method_opens_an_endpoint(line: str) -> None:
     template = line.split(" ")[1]
     for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
-        listed = f"{method} {template}" in TABLE
+        listed = f"{'GET' if method == 'HEAD' else method} {template}" in TABLE
         found = ENDPOINTS.find(method, template.replace("{model}", "m"))
         assert (found is not None) == listed
 

@@ -18,7 +18,7 @@ BAD = PeerError("invalid_json", "m")
 GONE = PeerError("client_disconnected", "m", status=499)
 CUT = DependencyError("upstream_closed", "m")
 SLOW = DependencyError("upstream_timeout", "m", status=504)
-UNATTESTED = DependencyError("atls_measurement", "m", status=502)
+UNATTESTED = DependencyError("atls_measurement", "m", status=503)
 
 # name: fields and path of the request, what the connection notes afterwards, and what must be on record
 REFUSED: list[tuple[str, tuple[Any, ...], int, str]] = [
@@ -44,7 +44,7 @@ LATER: list[tuple[str, int, str, CubeMeshError | None]] = [
     ("upstream cut", 502, "failed", CUT),
     ("upstream cut midway", 200, "failed", CUT),
     ("upstream slow", 504, "failed", SLOW),
-    ("agent not attested", 502, "failed", UNATTESTED),
+    ("agent not attested", 503, "failed", UNATTESTED),
     ("our mistake", 500, "failed", InternalError("internal", "m")),
 ]
 
