@@ -26,7 +26,7 @@ from cryptography.x509.oid import NameOID
 from attest.schemes.sev_snp.abi import Tcb
 from attest.schemes.sev_snp.verify import PRODUCTS, Root
 
-__all__ = ["ORGANIZATION", "ca_certificate", "ca_key", "chip_certificate", "simulated_roots"]
+__all__ = ["ORGANIZATION", "ca_certificate", "ca_key", "chip_certificate", "crl", "simulated_roots"]
 
 ORGANIZATION = "cube-mesh SIMULATION - not AMD"
 AMD_OID = "1.3.6.1.4.1.3704.1."
@@ -110,6 +110,31 @@ def chip_certificate(
             oid = x509.ObjectIdentifier(AMD_OID + arcs)
             builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
     return builder.sign(signer or ca_key(issuer), hashes.SHA384(), rsa_padding=_PSS)
+
+
+def crl(
+    product: str,
+    revoked: tuple[str, ...] = (),
+    *,
+    signer: rsa.RSAPrivateKey | None = None,
+    issuer_name: x509.Name | None = None,
+    last_update: dt.datetime = _START,
+    next_update: dt.datetime = dt.datetime(2031, 1, 1, tzinfo=dt.UTC),
+    critical: bool = False,
+) -> x509.CertificateRevocationList:
+    """The revocation list of the product's ARK with these intermediates ("ask", "asvk") in it.
+
+    ``critical`` adds a critical extension that nobody can know. AMD's own lists are not public enough to compare with.
+    """
+    subject = issuer_name or ca_certificate("ark", product).subject
+    builder = x509.CertificateRevocationListBuilder(subject, last_update, next_update)
+    for kind in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(ca_certificate(kind, product).serial_number)
+        builder = builder.add_revoked_certificate(entry.revocation_date(last_update).build())
+    if critical:
+        unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier(AMD_OID + "99"), b"\x05\x00")
+        builder = builder.add_extension(unknown, critical=True)
+    return builder.sign(signer or ca_key("ark"), hashes.SHA384(), rsa_padding=_PSS)
 
 
 def _levels(tcb: Tcb) -> dict[str, bytes]:

@@ -158,7 +158,7 @@ ACCEPTED_THERE = {
     "certification data of type 1": "the outer type is not looked at there",
     "chain of two": "we want leaf, CA and the pinned root itself, as Intel's specification has them",
     "chain of four": "the same",
-    "root of somebody else with Intel's name": "a root in the quote is passed over there; for us it must be the pinned one",
+    "root of somebody else with Intel's name": "passed over there; for us it must be the pinned one",
     "leaf is not a PCK certificate": "names are not looked at there",
     "PPID short": "the field is not used there; we pin it",
     "PCK list of later": "thisUpdate is not looked at there",
