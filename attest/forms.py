@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key, lo
 
 from attest.chain import load_certificates
 from attest.errors import AttestError, MalformedEvidence
+from attest.schemes.azure.verify import load_padded_certificate
 from attest.schemes.vtpm.abi import BANK_NAMES, DIGEST_BYTES, Alg, Signature, parse_quote, parse_signature
 from attest.schemes.vtpm.verify import AkKey, load_ak
 
@@ -114,5 +115,13 @@ def split_endorsements(files: Sequence[bytes]) -> tuple[list[x509.Certificate], 
         try:
             certificates += load_certificates(raw)
         except AttestError as error:
-            raise MalformedEvidence(f"endorsements: {error}", code="malformed_endorsement") from None
+            certificates.append(_padded(raw, str(error)))
     return certificates, collateral
+
+
+def _padded(raw: bytes, problem: str) -> x509.Certificate:
+    """Azure's AK certificate as its NV buffer, perhaps in PEM; else the problem that the file has had before."""
+    try:
+        return load_padded_certificate(raw)
+    except AttestError:
+        raise MalformedEvidence(f"endorsements: {problem}", code="malformed_endorsement") from None

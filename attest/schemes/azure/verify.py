@@ -6,6 +6,7 @@ hardware is this chain and nothing else. Not checked here: measurements, TCB, PC
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ ROOT_SHA256 = (
 )
 AK_EKU = ObjectIdentifier("2.23.133.8.3")  # tcg-kp-AIKCertificate
 MAX_AK_CERTIFICATE_BYTES = 4096
+_PEM_BEGIN, _PEM_END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 _TD_REPORT_DATA = slice(128, 192)
 
 
@@ -114,7 +116,16 @@ def check_ak(verified: VerifiedHcl, quote: VerifiedQuote) -> None:
 
 
 def load_padded_certificate(raw: bytes) -> x509.Certificate:
-    """The certificate at the front of the NV buffer 0x01C101D0, which is filled up with zeros; MalformedEvidence."""
+    """The certificate at the front of the NV buffer 0x01C101D0, which is filled up with zeros; MalformedEvidence.
+
+    Also that buffer as PEM, which tools write without cutting it.
+    """
+    text = raw.strip()
+    if text.startswith(_PEM_BEGIN) and text.endswith(_PEM_END):
+        try:
+            raw = base64.b64decode(b"".join(text[len(_PEM_BEGIN) : -len(_PEM_END)].split()), validate=True)
+        except ValueError:
+            raise MalformedEvidence("AK certificate: not PEM", code="malformed_certificate") from None
     if not 4 < len(raw) <= MAX_AK_CERTIFICATE_BYTES or raw[:2] != b"\x30\x82":
         raise MalformedEvidence("AK certificate: no DER sequence", code="malformed_certificate")
     end = 4 + int.from_bytes(raw[2:4], "big")
