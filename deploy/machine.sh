@@ -59,7 +59,7 @@ make_python() {
 
 # program:package
 TPM="swtpm:swtpm swtpm_setup:swtpm-tools tpm2_quote:tpm2-tools"
-TOOLS="$TPM nginx:nginx-light wrk:wrk h2load:nghttp2-client clang-14:clang-14 clang-14:libclang-rt-14-dev"
+TOOLS="$TPM nginx:nginx-light wrk:wrk h2load:nghttp2-client promtool:prometheus clang-14:clang-14 clang-14:libclang-rt-14-dev"
 TCTI=libtss2-tcti-swtpm0
 
 missing() {

