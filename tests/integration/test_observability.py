@@ -1,7 +1,8 @@
-"""What operators watch, through the real programs: a Prometheus that scrapes, an OpenTelemetry collector that relays."""
+"""What operators watch, through real programs: a Prometheus that scrapes, an OpenTelemetry collector that relays."""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,11 @@ async def ask(port: int, way: Way, **fields: str) -> int:
     return reply.status
 
 
+def check_metrics(text: str) -> str:
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_promtool_finds_nothing_to_say(way: Way) -> None:
     require("promtool")
@@ -42,8 +49,7 @@ async def test_promtool_finds_nothing_to_say(way: Way) -> None:
     for node in (way.proxy, way.agent):
         status, text = node.local("/metrics")
         assert status == 200
-        done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
-        said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("process_")]
+        said = [line for line in check_metrics(text).splitlines() if not line.startswith("process_")]
         assert not said, said
 
 
@@ -116,7 +122,7 @@ def _span(span: Any, service: dict[str, str]) -> dict[str, Any]:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_one_trace_from_the_client_to_the_backend(way: Way, mesh: Mesh, tmp_path: Path) -> None:
-    """Client → proxy → agent → backend, exported over OTLP through a real collector, each span the child of the last."""
+    """Client → proxy → agent → backend, over OTLP through a real collector, each span the child of the last."""
     spec = find_spec("rotel")
     if spec is None or spec.origin is None:
         pytest.skip("rotel is not installed (make .venv/.test)")
@@ -138,7 +144,7 @@ async def test_one_trace_from_the_client_to_the_backend(way: Way, mesh: Mesh, tm
                 agent.stop()
                 deadline = time.monotonic() + 10
                 while len(received) < 4 and time.monotonic() < deadline:
-                    time.sleep(0.05)
+                    await asyncio.sleep(0.05)
     spans = {span["id"]: span for span in received}
     assert len(spans) == 4 and {span["trace"] for span in received} == {TRACE}
     path, at = [], seen.split("-")[2]
@@ -148,7 +154,7 @@ async def test_one_trace_from_the_client_to_the_backend(way: Way, mesh: Mesh, tm
     assert at == PARENT, "the client's span is the root"
     assert [span["kind"] for span in path] == [3, 2, 3, 2], "client and server span of the agent, then of the proxy"
     assert [span["instance"].split("/")[-2] for span in path] == ["agent", "agent", "proxy", "proxy"]
-    assert all(inner["ns"] <= outer["ns"] for inner, outer in zip(path, path[1:], strict=False))
+    assert all(inner["ns"] <= outer["ns"] for inner, outer in pairwise(path))
     upstream = path[2]["attributes"]
     assert upstream["gen_ai.operation.name"].string_value == "chat"
     assert upstream["gen_ai.usage.output_tokens"].int_value > 0
