@@ -13,8 +13,10 @@ from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
+from attest.der import der_items
 from attest.errors import MalformedEvidence, Stale, VerificationFailed
 
 __all__ = [
@@ -64,9 +66,19 @@ def load_certificate(raw: bytes) -> x509.Certificate:
         certificate = x509.load_pem_x509_certificate(raw) if pem else x509.load_der_x509_certificate(raw)
         _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.signature_hash_algorithm
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.public_key()
+        _check_signature_bits(certificate.public_bytes(Encoding.DER))
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
     return certificate
+
+
+def _check_signature_bits(der: bytes) -> None:
+    """A signature is whole bytes. ``cryptography`` lets a BIT STRING say otherwise, so that one signature would have
+    several forms of one certificate. Raises ValueError.
+    """
+    ((_, content),) = der_items(der)
+    if der_items(content)[-1][1][:1] != b"\x00":
+        raise ValueError("a signature that is not whole bytes")
 
 
 def load_certificates(raw: bytes) -> tuple[x509.Certificate, ...]:
@@ -108,6 +120,7 @@ def load_crl(raw: bytes) -> x509.CertificateRevocationList:
         crl = x509.load_pem_x509_crl(raw) if raw.startswith(b"-----BEGIN") else x509.load_der_x509_crl(raw)
         _ = crl.issuer, crl.extensions, crl.signature_hash_algorithm, crl.last_update_utc, crl.next_update_utc
         _ = len(crl), crl.get_revoked_certificate_by_serial_number(1)
+        _check_signature_bits(crl.public_bytes(Encoding.DER))
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"revocation list: {error}", code="malformed_crl") from None
     return crl

@@ -94,6 +94,15 @@ def test_a_loop_ends() -> None:
         verify_chain(LEAF, [one, two], [], NOW)
 
 
+def test_a_signature_has_one_form() -> None:
+    """A BIT STRING that says "one bit unused" where that bit is zero: the same signature, another certificate."""
+    leaf = next(c for c in (_certificate("ak", "sub") for _ in range(200)) if c.signature[-1] % 2 == 0)
+    raw = leaf.public_bytes(Encoding.DER)
+    start = len(raw) - len(leaf.signature)
+    with pytest.raises(MalformedEvidence, match="whole bytes"):
+        load_certificate(raw[: start - 1] + b"\x01" + raw[start:])
+
+
 CUT = LEAF.public_bytes(Encoding.DER)[:-1]
 
 
