@@ -9,6 +9,8 @@ run there, and the last byte of the answer is written only after they (the audit
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import perf_counter
@@ -34,6 +36,7 @@ from cube_mesh.ports import Transport
 from cube_mesh.service import Service
 from cube_mesh.upstream import UpstreamConnection
 
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -155,11 +158,18 @@ class Downstream(asyncio.Protocol):
         if exchange is None and self._head_started and not (self._write_paused or self.transport.is_closing()):
             self._reject(FramingError("request_timeout", "The request head did not arrive in time.", 408))
         elif exchange is None or exchange.ended_at or self._write_paused:
-            self.transport.abort()  # idle, still sending what nobody reads, or not taking its answer
+            self._drop()  # idle, still sending what nobody reads, or not taking its answer
         elif now >= self._total_at:
             self._give_up(DependencyError("request_deadline", "The request took too long.", status=504))
         elif self._read_body is not None and not self._keeps_pace(now):
             self._fail(PeerError("request_timeout", "The request body did not arrive in time.", status=408))
+
+    def _drop(self) -> None:
+        """End now. What a client does not take is reset, or the kernel would keep megabytes of it for minutes."""
+        if self.transport.get_write_buffer_size():
+            tcp = self.transport.get_extra_info("socket")
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     def _keeps_pace(self, now: float) -> bool:
         """At the end of a window: whether enough of a streamed body came in it. While we do not read, it need not."""

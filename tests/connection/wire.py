@@ -39,6 +39,9 @@ class Wire:
     def abort(self) -> None:
         self.closed = self.aborted = True
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def can_write_eof(self) -> bool:
         return True
 
