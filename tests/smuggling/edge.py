@@ -34,6 +34,7 @@ class Outcome:
     closed: bool
     messages: tuple[Message, ...]
     emitted: list[bytes] = field(compare=False)  # every byte sent on, by upstream connection
+    unfinished: bool = field(default=False, compare=False)  # something that was sent on is not a whole message
 
 
 class Backend:
@@ -43,6 +44,10 @@ class Backend:
         self.emitted = b""
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
         self._body = b""
+
+    @property
+    def unfinished(self) -> bool:
+        return self._http.their_state is not h11.IDLE or bool(self._http.trailing_data[0])
 
     def receive(self, data: bytes) -> Message | None:
         """The message that these bytes complete, if they do."""
@@ -102,7 +107,9 @@ class Edge(Rig):
     @property
     def outcome(self) -> Outcome:
         statuses = tuple(int(code) for code in STATUS.findall(self.received) if code != b"100")
-        return Outcome(statuses, self.closed, tuple(self.messages), [b.emitted for b in self.backends])
+        unfinished = any(backend.unfinished for backend in self.backends)
+        emitted = [backend.emitted for backend in self.backends]
+        return Outcome(statuses, self.closed, tuple(self.messages), emitted, unfinished)
 
 
 async def run(case: Case, *pieces: bytes) -> Outcome:

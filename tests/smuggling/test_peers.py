@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from tests.smuggling import edge
 from tests.smuggling.cases import ACCEPTED, Case, Message
@@ -27,6 +29,13 @@ from tests.smuggling.peers import (
     nginx,
 )
 from tests.support.require import require
+
+FORWARDED = [case for case in ACCEPTED if case.chain == "stream"]
+ODD = [
+    *(b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"_", b"\xff", b"0", b"5", b"%2f", b"/", b".", b"X"),
+    *(b"chunked", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: x\r\n", b"x: y\r\n"),
+    *(b"\r\n\r\n", b"0\r\n\r\n", b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n", b"Connection: close\r\n"),
+]
 
 
 def emitted(case: Case) -> bytes:
@@ -88,3 +97,18 @@ def test_llama_cpp(llama: str, tmp_path: Path) -> None:
         stream, texts = for_llama(heads(emitted(case), case.messages))
         answer = exchange(port, stream + LAST.replace(b"/last", b"/health"))
         assert llama_texts(answer) == [*texts, ""], case.name
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.sampled_from(FORWARDED), st.lists(st.tuples(st.integers(0), st.sampled_from(ODD), st.booleans()), max_size=2))
+def test_whatever_gets_through_is_read_alike(case: Case, changes: list[tuple[int, bytes, bool]]) -> None:
+    """Cases with a few places changed or filled in: if a request gets through, h11 and httptools read what we sent."""
+    data = case.data
+    for at, odd, replace in changes:
+        at %= len(data) + 1
+        data = data[:at] + odd + data[at + (len(odd) if replace else 0) :]
+    outcome = asyncio.run(edge.run(case, data))
+    assume(outcome.messages and not outcome.unfinished)
+    (stream,) = outcome.emitted
+    expected = [*outcome.messages, LAST_MESSAGE]
+    assert httptools_messages(stream + LAST) == expected == h11_messages(stream + LAST)
