@@ -9,6 +9,12 @@ import msgspec
 from attest.binding import Claims, Role
 from attest.errors import AppraisalFailed, Mismatch
 from attest.policy import EvidencePolicy
+from attest.schemes.azure import appraise as azure
+from attest.schemes.azure import maa_appraise as maa
+from attest.schemes.azure.maa import VerifiedMaaToken
+from attest.schemes.azure.verify import VerifiedHcl
+from attest.schemes.gcp import appraise as gcp
+from attest.schemes.gcp.token import VerifiedSpaceToken
 from attest.schemes.sev_snp import appraise as snp
 from attest.schemes.sev_snp.verify import VerifiedReport
 from attest.schemes.tdx import appraise as tdx
@@ -28,19 +34,28 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     quote: VerifiedQuote | None = None
     report: VerifiedReport | None = None
     td_quote: VerifiedTdQuote | None = None
+    hcl: VerifiedHcl | None = None  # on Azure, beside the hardware's own report or quote
+    maa: VerifiedMaaToken | None = None
+    space: VerifiedSpaceToken | None = None
 
     @property
     def hardware(self) -> VerifiedReport | VerifiedTdQuote | None:
         """The evidence of hardware that keeps memory from its operator, if there is any."""
         return self.report or self.td_quote
 
+    @property
+    def vouched(self) -> bool:
+        """Whether a service that has seen such hardware says so, in a token whose rules refuse anything else."""
+        return self.maa is not None or self.space is not None
+
 
 class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
     """RFC 9334 Attestation Result of accepted evidence; there is none for refused evidence (AppraisalFailed).
 
-    ``platform``: "vtpm", "sev-snp", "tdx", "sev-snp+vtpm", "tdx+vtpm", or "none"; "simulated-" stands before what is.
-    ``confidential``: hardware that keeps memory from its operator has vouched. ``claims``: verified claims as text.
-    ``expires``: Unix seconds, the earliest end of claims and certificates; the caller adds its own interval.
+    ``platform``: "vtpm", "sev-snp", "tdx", "sev-snp+vtpm", "azure+sev-snp+vtpm", "maa", "gcp", or "none", with
+    "simulated-" before what is. ``confidential``: hardware that keeps memory from its operator has vouched.
+    ``claims``: verified claims as text. ``expires``: Unix seconds, the earliest end of claims, certificates and tokens;
+    the caller adds its own interval.
     ``appraisal_id`` is derived from evidence and policy, so equal inputs give equal ids.
     """
 
@@ -73,6 +88,15 @@ def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
     if quote is not None and policy.vtpm is not None:
         mismatches += vtpm.appraise_quote(quote, policy.vtpm, reference.vtpm)
         claims |= vtpm.claims_of(quote)
+    if verified.hcl is not None and policy.azure is not None:
+        mismatches += azure.appraise_hcl(verified.hcl, policy.azure, reference.azure)
+        claims |= azure.claims_of(verified.hcl)
+    if verified.maa is not None and policy.maa is not None:
+        mismatches += maa.appraise_maa(verified.maa, policy.maa, reference.maa)
+        claims |= maa.claims_of(verified.maa)
+    if verified.space is not None and policy.gcp is not None:
+        mismatches += gcp.appraise_token(verified.space, policy.gcp, reference.gcp)
+        claims |= gcp.claims_of(verified.space)
     mismatches += _confidentiality(verified, policy)
     if mismatches:
         raise AppraisalFailed(mismatches)
@@ -81,7 +105,7 @@ def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
     identity = f"{verified.evidence_digest}{policy.digest}".encode()
     return AttestationResult(
         platform=_platform(verified),
-        confidential=hardware is not None and not simulated and not hardware.debug,
+        confidential=_is_confidential(verified, policy) and not simulated,
         simulated=simulated,
         claims=claims,
         policy_id=policy.id,
@@ -94,9 +118,20 @@ def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
     )
 
 
+def _is_confidential(verified: Verified, policy: EvidencePolicy) -> bool:
+    if verified.hardware is not None:
+        return not verified.hardware.debug
+    rules = policy.maa or policy.gcp
+    return verified.vouched and rules is not None and not rules.unsafe_allow_debug
+
+
 def _confidentiality(verified: Verified, policy: EvidencePolicy) -> tuple[Mismatch, ...]:
     """A vTPM alone says what booted, not that the operator cannot read memory: a policy must accept that by name."""
-    if verified.hardware is not None or (verified.quote is not None and policy.unsafe_accept_vtpm_only):
+    if (
+        verified.hardware is not None
+        or verified.vouched
+        or (verified.quote is not None and policy.unsafe_accept_vtpm_only)
+    ):
         return ()
     if verified.quote is not None:
         hint = "set unsafe_accept_vtpm_only = true, or ask for hardware evidence"
@@ -107,11 +142,12 @@ def _confidentiality(verified: Verified, policy: EvidencePolicy) -> tuple[Mismat
 
 
 def _platform(verified: Verified) -> str:
-    names = []
+    names = ["azure"] if verified.hcl is not None else []
     if verified.report is not None:
         names.append("simulated-sev-snp" if verified.report.simulated else "sev-snp")
     if verified.td_quote is not None:
         names.append("simulated-tdx" if verified.td_quote.simulated else "tdx")
     if verified.quote is not None:
         names.append("vtpm")
+    names += [name for name, token in (("maa", verified.maa), ("gcp", verified.space)) if token is not None]
     return "+".join(names) or "none"

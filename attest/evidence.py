@@ -14,6 +14,7 @@ from attest.errors import MalformedEvidence
 
 __all__ = [
     "AUX_DIGEST",
+    "AZURE_HCL_TYPE",
     "CLAIMS_TYPE",
     "CMW_OID",
     "ENDORSEMENTS",
@@ -24,6 +25,7 @@ __all__ = [
     "SNP_REPORT_TYPE",
     "TDX_QUOTE_TYPE",
     "TOKEN",
+    "TOKEN_TYPE",
     "TPM2_QUOTE_TYPE",
     "TPM_QUOTE",
     "Evidence",
@@ -41,6 +43,8 @@ COLLECTION_TYPE = "urn:cube-mesh:evidence:1"
 CLAIMS_TYPE = "application/vnd.cube-mesh.claims+cbor"
 SNP_REPORT_TYPE = "application/vnd.cube-mesh.snp-report"
 TDX_QUOTE_TYPE = "application/vnd.cube-mesh.tdx-quote"
+AZURE_HCL_TYPE = "application/vnd.cube-mesh.azure-hcl"
+TOKEN_TYPE = "application/eat+jwt"
 TPM2_QUOTE_TYPE = "application/vnd.cube-mesh.tpm2-quote+cbor"
 ENDORSEMENTS_TYPE = "application/vnd.cube-mesh.endorsements+cbor"
 

@@ -17,11 +17,14 @@ from attest.chain import load_certificate
 from attest.collateral import Endorsements, parse_collateral, sort_endorsements
 from attest.errors import EndorsementUnavailable, UnsupportedEvidence
 from attest.evidence import (
+    AZURE_HCL_TYPE,
     ENDORSEMENTS,
     ENDORSEMENTS_TYPE,
     HARDWARE,
     SNP_REPORT_TYPE,
     TDX_QUOTE_TYPE,
+    TOKEN,
+    TOKEN_TYPE,
     TPM2_QUOTE_TYPE,
     TPM_QUOTE,
     Evidence,
@@ -29,7 +32,11 @@ from attest.evidence import (
     decode_certificates,
     decode_evidence,
 )
+from attest.jws import Jwk, parse_token
 from attest.policy import EvidencePolicy, parse_policy
+from attest.schemes.azure import verify as azure
+from attest.schemes.azure.maa import VerifiedMaaToken, own_issuer, verify_maa
+from attest.schemes.gcp.token import VerifiedSpaceToken, verify_oidc_token, verify_pki_token
 from attest.schemes.sev_snp.verify import (
     PRODUCTS,
     Root,
@@ -52,10 +59,14 @@ class Verifier:
     collateral that it has verified, which it uses in its time only, and nothing else.
 
     ``allow_simulated`` also trusts the testkit's roots; results from them say ``simulated`` and are not confidential.
+    ``token_keys``: keys of the issuers of tokens (``jws.parse_jwks``), by configuration; none refuses such tokens.
     """
 
-    def __init__(self, policy: EvidencePolicy, *, allow_simulated: bool = False) -> None:
+    def __init__(
+        self, policy: EvidencePolicy, *, allow_simulated: bool = False, token_keys: Sequence[Jwk] = ()
+    ) -> None:
         self.policy = policy
+        self._token_keys = tuple(token_keys)
         self._snp_roots = _snp_roots(allow_simulated) if policy.sev_snp is not None else {}
         self._tdx_roots = _tdx_roots(allow_simulated) if policy.tdx is not None else ()
         self._collateral: dict[bytes, tdx.VerifiedCollateral] = {}
@@ -82,19 +93,23 @@ class Verifier:
         given = _endorsements(evidence, endorsements)
         hashed = data_hash(evidence.claims)
         quote, quote_expires = self._verify_quote(evidence.parts.get(TPM_QUOTE), hashed, given.certificates, now)
-        # With a vTPM beside it, the hardware names the AK, which thereby needs no other trust.
-        bound = ak_report_data(quote.ak_public, hashed) if quote else snp_report_data(hashed)
-        report = self._verify_report(evidence.parts.get(HARDWARE), bound, given, now)
-        td_quote = self._verify_td_quote(evidence.parts.get(HARDWARE), bound, given, now)
-        hardware = report or td_quote
+        hcl, report, td_quote = self._verify_hardware(evidence.parts.get(HARDWARE), quote, hashed, given, now)
+        if hcl is not None and self.policy.azure is not None and self.policy.azure.require_ak_certificate:
+            quote_expires = min(quote_expires, azure.verify_ak_certificate(hcl, given.certificates, now))
+        maa, space = self._verify_token(evidence.parts.get(TOKEN), hashed, now)
         # 5. The policy's rules.
         verified = Verified(
             claims=claims,
             evidence_digest=hashlib.sha256(raw).hexdigest(),
-            expires=min(float(claims.not_after), quote_expires, hardware.expires if hardware else math.inf),
+            expires=min(
+                float(claims.not_after), quote_expires, *(v.expires for v in (report, td_quote, maa, space) if v)
+            ),
             quote=quote,
             report=report,
             td_quote=td_quote,
+            hcl=hcl,
+            maa=maa,
+            space=space,
         )
         return appraise(verified, self.policy)
 
@@ -102,7 +117,14 @@ class Verifier:
         policy = self.policy
         wanted = {
             TPM_QUOTE: TPM2_QUOTE_TYPE if policy.vtpm is not None else None,
-            HARDWARE: SNP_REPORT_TYPE if policy.sev_snp else TDX_QUOTE_TYPE if policy.tdx else None,
+            HARDWARE: AZURE_HCL_TYPE
+            if policy.azure
+            else SNP_REPORT_TYPE
+            if policy.sev_snp
+            else TDX_QUOTE_TYPE
+            if policy.tdx
+            else None,
+            TOKEN: TOKEN_TYPE if policy.maa or policy.gcp else None,
         }
         for key, media_type in wanted.items():
             if media_type is not None and key not in evidence.parts:
@@ -117,14 +139,54 @@ class Verifier:
     ) -> tuple[VerifiedQuote | None, float]:
         if part is None:
             return None, math.inf
-        quote = verify_quote(part.body, hashed)
+        allow_sha1 = self.policy.vtpm is not None and self.policy.vtpm.unsafe_allow_sha1
+        quote = verify_quote(part.body, hashed, unsafe_allow_sha1=allow_sha1)
         if not self._ak_roots:
             return quote, math.inf
         return quote, verify_ak_certificate(quote, certificates, self._ak_roots, now)
 
-    def _verify_report(
-        self, part: Part | None, bound: bytes, given: Endorsements, now: float
-    ) -> VerifiedReport | None:
+    def _verify_hardware(
+        self, part: Part | None, quote: VerifiedQuote | None, hashed: bytes, given: Endorsements, now: float
+    ) -> tuple[azure.VerifiedHcl | None, VerifiedReport | None, tdx.VerifiedQuote | None]:
+        if self.policy.azure is not None:
+            return self._verify_hcl(part, quote, given, now)
+        # With a vTPM beside it, the hardware names the AK, which thereby needs no other trust.
+        bound = ak_report_data(quote.ak_public, hashed) if quote else snp_report_data(hashed)
+        return None, self._verify_report(part, bound, given, now), self._verify_td_quote(part, bound, given, now)
+
+    def _verify_hcl(
+        self, part: Part | None, quote: VerifiedQuote | None, given: Endorsements, now: float
+    ) -> tuple[azure.VerifiedHcl, VerifiedReport | None, tdx.VerifiedQuote | None]:
+        """On Azure the hardware names the AK through the runtime claims; the claims of this channel are the quote's."""
+        if part is None or quote is None or self.policy.azure is None:  # _check_parts and the policy see to it
+            raise UnsupportedEvidence("an HCL report without a vTPM quote", code="part_missing")
+        td_quote = None
+        if self.policy.tdx is not None:
+            raw_hcl, raw_quote = azure.split_tdx_part(part.body)
+            td_quote = self._with_fitting_collateral(raw_quote, given.collateral, now)
+            hcl = azure.verify_hcl_tdx(raw_hcl, td_quote.quote.report.report_data)
+        else:
+            hcl = azure.verify_hcl_snp(part.body, given.certificates, now, self._snp_roots, crls=given.crls)
+        azure.check_ak(hcl, quote)
+        return hcl, hcl.report, td_quote
+
+    def _verify_token(
+        self, part: Part | None, hashed: bytes, now: float
+    ) -> tuple[VerifiedMaaToken | None, VerifiedSpaceToken | None]:
+        """The token's nonce is the hash of this channel's claims. Keys and issuers are configuration, never its own."""
+        maa, gcp = self.policy.maa, self.policy.gcp
+        if part is None:
+            return None, None
+        if maa is not None:
+            issuers = maa.issuers or own_issuer(part.body)
+            return verify_maa(part.body, self._token_keys, issuers=issuers, now=now, nonce=hashed), None
+        audiences = gcp.audiences or None if gcp is not None else ()
+        if "x5c" in parse_token(part.body).header:
+            return None, verify_pki_token(part.body, audiences=audiences, now=now, nonce=hashed)
+        keys = self._token_keys
+        return None, verify_oidc_token(part.body, keys, audiences=audiences, now=now, nonce=hashed)
+
+    def _verify_report(self, part: Part | None, bound: bytes, given: Endorsements, now: float) -> VerifiedReport | None:
         rules = self.policy.sev_snp
         if part is None or rules is None:
             return None

@@ -9,18 +9,20 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
 
 from attest.errors import BindingMismatch, MalformedEvidence, UnsupportedEvidence, VerificationFailed
-from attest.jws import Jwk, Token, check_times, nonce_forms, parse_token, verify_by_keys
+from attest.jws import Jwk, Token, check_times, nonce_forms, parse_token, payload_for_display, verify_by_keys
 
-__all__ = ["MAX_TOKEN_LIFETIME_S", "TYPES", "VerifiedMaaToken", "verify_maa"]
+__all__ = ["MAX_TOKEN_LIFETIME_S", "TYPES", "VerifiedMaaToken", "own_issuer", "verify_maa"]
 
 ALGORITHMS = ("RS256",)
 TYPES = ("azurevm", "sevsnpvm", "tdxvm")
+_PUBLIC_CLOUD = re.compile(r"https://[a-z0-9-]+(?:\.[a-z0-9]+)?\.attest\.azure\.net\Z")
 MAX_TOKEN_LIFETIME_S = 8 * 3600.0  # what the service issues
 
 
@@ -75,6 +77,15 @@ def verify_maa(
     if nonce is not None:
         _check_nonce(claims, kind, nonce)
     return VerifiedMaaToken(claims, issuer, kind, tee_type, tee, expires)
+
+
+def own_issuer(raw_token: bytes) -> tuple[str, ...]:
+    """The issuer that an unverified token names, if it is an address of Azure's public attestation service; else none.
+
+    For policies that accept any of them: then the keys that the caller hands in are all that tells providers apart.
+    """
+    issuer = payload_for_display(parse_token(raw_token)).get("iss")
+    return (issuer,) if isinstance(issuer, str) and _PUBLIC_CLOUD.match(issuer) else ()
 
 
 def _check_issuer(token: Token, claims: dict[str, Any], issuers: Collection[str]) -> str:

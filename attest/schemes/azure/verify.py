@@ -19,6 +19,7 @@ from cryptography.x509.oid import ObjectIdentifier
 
 from attest.anchors import azure_certificates
 from attest.chain import load_certificate, verify_chain
+from attest.codec import cbor_decode, cbor_encode
 from attest.errors import BindingMismatch, MalformedEvidence, UnsupportedEvidence, VerificationFailed
 from attest.schemes.azure.abi import TD_REPORT_BYTES, HclReport, RuntimeClaims, parse_claims, parse_hcl
 from attest.schemes.sev_snp.verify import Root, VerifiedReport, verify_report
@@ -31,6 +32,8 @@ __all__ = [
     "check_ak",
     "check_claims_hash",
     "load_padded_certificate",
+    "split_tdx_part",
+    "tdx_part",
     "verify_ak_certificate",
     "verify_hcl_snp",
     "verify_hcl_tdx",
@@ -67,6 +70,8 @@ def verify_hcl_snp(
     certificates: Sequence[x509.Certificate],
     now: float,
     roots: Mapping[str, Sequence[Root]] | None = None,
+    *,
+    crls: Sequence[x509.CertificateRevocationList] = (),
 ) -> VerifiedHcl:
     """An HCL report whose hardware part is SEV-SNP; arguments as for ``sev_snp.verify.verify_report``.
 
@@ -78,7 +83,7 @@ def verify_hcl_snp(
     if hcl.kind != "sev-snp":
         raise UnsupportedEvidence(f"an HCL report of {hcl.kind} where SEV-SNP was expected", code="hcl_report_type")
     # 2. The hardware report, made by the paravisor: a guest at VMPL 1 to 3 could name a key of its own.
-    report = verify_report(hcl.hardware, certificates, now, roots)
+    report = verify_report(hcl.hardware, certificates, now, roots, crls=crls)
     if report.report.vmpl != 0:
         raise VerificationFailed(f"the report was asked for at VMPL {report.report.vmpl}", code="hcl_vmpl")
     # 3. It names the claims.
@@ -100,6 +105,22 @@ def verify_hcl_tdx(raw_hcl: bytes, report_data: bytes) -> VerifiedHcl:
         raise BindingMismatch("TDREPORT and quote have different REPORTDATA", code="report_data")
     check_claims_hash(hcl, report_data)
     return VerifiedHcl(hcl, parse_claims(hcl.raw_claims), None)
+
+
+def tdx_part(raw_hcl: bytes, td_quote: bytes) -> bytes:
+    """Body of an ``azure-hcl`` part on TDX, where the hardware's word is a quote beside the report: CBOR, the two."""
+    return cbor_encode([raw_hcl, td_quote])
+
+
+def split_tdx_part(body: bytes) -> tuple[bytes, bytes]:
+    """The inverse of :func:`tdx_part`, unverified; MalformedEvidence for anything else."""
+    items = cbor_decode(body)
+    if not isinstance(items, list) or len(items) != 2:
+        raise MalformedEvidence("azure-hcl: not an HCL report and a TD quote")
+    raw_hcl, td_quote = items
+    if not isinstance(raw_hcl, bytes) or not isinstance(td_quote, bytes):
+        raise MalformedEvidence("azure-hcl: not an HCL report and a TD quote")
+    return raw_hcl, td_quote
 
 
 def check_claims_hash(hcl: HclReport, report_data: bytes) -> None:
