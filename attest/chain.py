@@ -7,14 +7,16 @@ lists that are handed in), names of the leaf, name constraints (critical ones ar
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtensionOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from attest.der import der_items
 from attest.errors import MalformedEvidence, Stale, VerificationFailed
@@ -23,15 +25,20 @@ __all__ = [
     "check_crl",
     "check_not_revoked",
     "check_validity",
+    "common_name",
     "load_certificate",
     "load_certificates",
     "load_chain",
     "load_crl",
+    "remembered",
     "verify_chain",
 ]
 
 MAX_CHAIN = 5
 MAX_CRL_BYTES = 4 << 20
+MAX_REMEMBERED = 256
+T = TypeVar("T")
+Certificates = ParamSpec("Certificates")
 _PEM_END = b"-----END CERTIFICATE-----"
 # Every certificate of an AMD chip has serial number 0. cryptography warns of it on each load; we know.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
@@ -53,6 +60,27 @@ _UNDERSTOOD = {
     ExtensionOID.EXTENDED_KEY_USAGE,
     ExtensionOID.SUBJECT_ALTERNATIVE_NAME,  # critical in TPM certificates whose subject is empty
 }
+
+
+def remembered(function: Callable[Certificates, T]) -> Callable[Certificates, T]:
+    """Remember what ``function`` says of the very certificates that it is called with: facts about their bytes.
+
+    By identity, because hashing a certificate costs more than most of the questions; entries hold their certificates,
+    so that an identity cannot come to mean another one. At most 256 entries, then all are forgotten.
+    """
+    known: dict[tuple[int, ...], tuple[tuple[object, ...], T]] = {}
+
+    @wraps(function)
+    def ask(*certificates: Certificates.args, **none: Certificates.kwargs) -> T:
+        key = tuple(map(id, certificates))
+        entry = known.get(key)
+        if entry is None:
+            if len(known) >= MAX_REMEMBERED:
+                known.clear()
+            entry = known[key] = (certificates, function(*certificates, **none))
+        return entry[1]
+
+    return ask
 
 
 @lru_cache(maxsize=64)
@@ -126,6 +154,13 @@ def load_crl(raw: bytes) -> x509.CertificateRevocationList:
     return crl
 
 
+@remembered
+def common_name(certificate: x509.Certificate) -> str:
+    """The subject's one common name; empty when there is none or several."""
+    values = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(values[0].value) if len(values) == 1 else ""
+
+
 def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now: float) -> float:
     """The list is ``issuer``'s, by name, key and right to sign lists, and in its time; gives its nextUpdate, Unix s.
 
@@ -172,12 +207,17 @@ def _signs_crls(certificate: x509.Certificate) -> bool:
 
 def check_validity(certificate: x509.Certificate, now: float) -> float:
     """The certificate's end as Unix seconds, when ``now`` lies inside of its validity; else Stale."""
-    start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    start, end = _validity(certificate)
     if not start <= now <= end:
         name = certificate.subject.rfc4514_string()
         state = "not yet valid" if now < start else "expired"
         raise Stale(f"certificate {name} is {state}", code=f"certificate_{state.replace(' ', '_')}")
     return end
+
+
+@remembered
+def _validity(certificate: x509.Certificate) -> tuple[float, float]:
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
 
 def verify_chain(
@@ -214,7 +254,7 @@ def _issuer_of(
     return None
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether ``issuer`` by name and key signed ``certificate``: a fact about these bytes, so it may be remembered."""
     try:
@@ -227,19 +267,31 @@ def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 def _may_issue(certificate: x509.Certificate, below: int) -> bool:
     """A CA that may sign certificates and has room for ``below`` intermediates under it."""
     _check_extensions(certificate)
+    room = _room_below(certificate)
+    return room is not None and room >= below
+
+
+@remembered
+def _room_below(certificate: x509.Certificate) -> float | None:
+    """How many intermediates may stand under this CA; None when it is none or may not sign certificates."""
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except x509.ExtensionNotFound:
-        return False
-    try:
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
-        return False
-    room = constraints.path_length is None or constraints.path_length >= below
-    return constraints.ca and usage.key_cert_sign and room
+        return None
+    if not constraints.ca or not usage.key_cert_sign:
+        return None
+    return math.inf if constraints.path_length is None else constraints.path_length
 
 
 def _check_extensions(certificate: x509.Certificate) -> None:
-    unknown = [e.oid.dotted_string for e in certificate.extensions if e.critical and e.oid not in _UNDERSTOOD]
+    unknown = _unknown_critical(certificate)
     if unknown:
-        raise VerificationFailed(f"certificate has unknown critical extension {unknown[0]}", code="critical_extension")
+        raise VerificationFailed(f"certificate has unknown critical extension {unknown}", code="critical_extension")
+
+
+@remembered
+def _unknown_critical(certificate: x509.Certificate) -> str:
+    """The OID of the first critical extension that we do not know; empty for none."""
+    unknown = (e.oid.dotted_string for e in certificate.extensions if e.critical and e.oid not in _UNDERSTOOD)
+    return next(unknown, "")

@@ -181,7 +181,7 @@ def _number(raw: bytes, name: str) -> int:
 def _check_reserved(raw: bytes, version: int) -> None:
     ranges = [*_RESERVED, *(where for since, where in _RESERVED_BEFORE.items() if version < since)]
     for start, end in ranges:
-        if any(raw[start:end]):
+        if raw.count(0, start, end) != end - start:
             raise MalformedEvidence(f"SNP report: reserved {start:#x} to {end:#x} is not zero", code="snp_reserved")
 
 

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from attest.anchors import amd_certificates
-from attest.chain import check_crl, check_not_revoked, verify_chain
+from attest.chain import check_crl, check_not_revoked, common_name, remembered, verify_chain
 from attest.errors import BindingMismatch, EndorsementUnavailable, UnsupportedEvidence, VerificationFailed
 from attest.schemes.sev_snp.abi import Report, Tcb, parse_report, product_of, tcb_of
 
@@ -37,6 +37,7 @@ ARK_SHA256 = {
     "Turin": "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a",
 }
 
+_P384_SHA384 = ec.ECDSA(hashes.SHA384())
 _OID = "1.3.6.1.4.1.3704.1."
 _PRODUCT_NAME, _HWID, _CSP_ID = _OID + "2", _OID + "4", _OID + "5"
 _SPL = {"bootloader": _OID + "3.1", "tee": _OID + "3.2", "snp": _OID + "3.3", "microcode": _OID + "3.8"}
@@ -139,14 +140,9 @@ def check_report_data(report: Report, expected: bytes) -> None:
         raise BindingMismatch("the report's REPORT_DATA is not that of the claims", code="report_data")
 
 
-def _common_name(name: x509.Name) -> str:
-    values = name.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(values[0].value) if len(values) == 1 else ""
-
-
 def _leaf(report: Report, certificates: Sequence[x509.Certificate]) -> x509.Certificate:
     wanted = _LEAF_NAMES[report.signing_key]
-    leaves = [c for c in certificates if _common_name(c.subject) == wanted]
+    leaves = [c for c in certificates if common_name(c) == wanted]
     if not leaves:
         raise EndorsementUnavailable(f"no {wanted} certificate was handed in", code=f"{report.signing_key}_missing")
     if len(leaves) > 1:
@@ -154,7 +150,8 @@ def _leaf(report: Report, certificates: Sequence[x509.Certificate]) -> x509.Cert
     return leaves[0]
 
 
-def _amd_extensions(leaf: x509.Certificate) -> dict[str, bytes]:
+@remembered
+def _amd_extensions(leaf: x509.Certificate) -> Mapping[str, bytes]:
     return {
         extension.oid.dotted_string: extension.value.value
         for extension in leaf.extensions
@@ -182,11 +179,25 @@ def _issuers(
     """Intermediates of the kind that the report's key calls for, and their root: no ASVK can vouch for a VCEK."""
     name = _INTERMEDIATE_NAMES[report.signing_key].format(product)
     for root in roots:
-        named = [c for c in (*certificates, *root.intermediates) if _common_name(c.subject) == name]
-        candidates = [c for c in named if c.subject == leaf.issuer and c.issuer == root.ark.subject]
+        named = [c for c in (*certificates, *root.intermediates) if common_name(c) == name]
+        candidates = [c for c in named if _stands_between(c, leaf, root.ark)]
         if candidates and all(_is_pss_sha384(c) for c in (leaf, *candidates)):
             return root, candidates
     raise VerificationFailed(f"the leaf's issuer is no {name} that leads to a trusted root", code="untrusted_chain")
+
+
+@remembered
+def _stands_between(certificate: x509.Certificate, leaf: x509.Certificate, ark: x509.Certificate) -> bool:
+    """By its names only."""
+    return certificate.subject == leaf.issuer and certificate.issuer == ark.subject
+
+
+@remembered
+def _key(leaf: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    key = leaf.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise VerificationFailed("the leaf's key is not P-384", code="leaf_key")
+    return key
 
 
 def _not_revoked(
@@ -205,6 +216,7 @@ def _not_revoked(
     return [c for c in candidates if c not in revoked], end
 
 
+@remembered
 def _is_pss_sha384(certificate: x509.Certificate) -> bool:
     pss = certificate.signature_algorithm_oid == SignatureAlgorithmOID.RSASSA_PSS
     return pss and isinstance(certificate.signature_hash_algorithm, hashes.SHA384)
@@ -239,11 +251,8 @@ def _check_owner(report: Report, fields: Mapping[str, bytes], *, masked_too: boo
 
 
 def _check_signature(report: Report, leaf: x509.Certificate) -> None:
-    key = leaf.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise VerificationFailed("the leaf's key is not P-384", code="leaf_key")
     try:
-        key.verify(encode_dss_signature(*report.signature), report.signed, ec.ECDSA(hashes.SHA384()))
+        _key(leaf).verify(encode_dss_signature(*report.signature), report.signed, _P384_SHA384)
     except InvalidSignature:
         raise VerificationFailed("the report's signature does not verify", code="signature") from None
 

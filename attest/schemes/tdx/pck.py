@@ -6,11 +6,10 @@ Intel "SGX PCK Certificate and Certificate Revocation List Profile Specification
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import msgspec
 from cryptography import x509
 
+from attest.chain import remembered
 from attest.der import INTEGER, OCTET_STRING, OID, SEQUENCE, Tlv, der_items, der_oid, der_unsigned
 from attest.errors import MalformedEvidence
 
@@ -42,7 +41,7 @@ class PckInfo(msgspec.Struct, frozen=True, kw_only=True):
     smt: bool | None
 
 
-@lru_cache(maxsize=64)
+@remembered
 def pck_info(certificate: x509.Certificate) -> PckInfo:
     """The extension's fields; MalformedEvidence (``pck_extension``) when it is absent or not as Intel writes it."""
     try:

@@ -19,10 +19,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from attest.anchors import intel_root
-from attest.chain import check_crl, check_not_revoked, load_chain, verify_chain
+from attest.chain import check_crl, check_not_revoked, common_name, load_chain, verify_chain
 from attest.collateral import TdxCollateral
 from attest.errors import BindingMismatch, EndorsementUnavailable, Stale, UnsupportedEvidence, VerificationFailed
 from attest.schemes.tdx.abi import INTEL_QE_VENDOR, Quote, parse_quote
@@ -208,7 +207,7 @@ def verify_signatures(
         raise VerificationFailed(f"a PCK chain of {len(chain)} certificates, not 3", code="pck_chain")
     pck, pck_ca, _ = chain
     root = _root(chain, intel_roots() if roots is None else roots)
-    if _common_name(pck) != _PCK_NAME or _is_ca(pck):
+    if common_name(pck) != _PCK_NAME or _is_ca(pck):
         raise VerificationFailed(f"{pck.subject.rfc4514_string()} is no {_PCK_NAME}", code="pck_chain")
     end = verify_chain(pck, (pck_ca,), (root.certificate,), now)
     # 3. The platform vouches for the quoting enclave, 4. the enclave for the attestation key, 5. that for the quote.
@@ -248,7 +247,7 @@ def _under_root(
         raise VerificationFailed(f"a chain of {len(chain)} certificates to {names[0]}, not 2", code="collateral_chain")
     _root(chain, (root,))
     certificate = chain[0]
-    if _common_name(certificate) not in names or _is_ca(certificate) != ca:
+    if common_name(certificate) not in names or _is_ca(certificate) != ca:
         raise VerificationFailed(f"{certificate.subject.rfc4514_string()} is no {names[0]}", code="collateral_signer")
     end = verify_chain(certificate, (), (root.certificate,), now)
     check_not_revoked(certificate, root_crl)
@@ -288,11 +287,6 @@ def _check_signature(key: object, signature: bytes, data: bytes, code: str) -> N
         key.verify(encode_dss_signature(r, s), data, _P256_SHA256)
     except InvalidSignature:
         raise VerificationFailed(f"{code.replace('_', ' ')}: does not verify", code=code) from None
-
-
-def _common_name(certificate: x509.Certificate) -> str:
-    values = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(values[0].value) if len(values) == 1 else ""
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:
