@@ -29,7 +29,8 @@ cdef enum:
     ONCE_CODING = 2
     ONCE_AUTHORIZATION = 4
 
-# A scan fills these and copies out what it needs; nothing that could scan again runs in between (one thread, the GIL).
+# A scan fills these and copies out what it needs. Nothing that could scan again runs in between: one thread has the GIL
+# and to make heads, bytes and str starts no garbage collection.
 cdef Span SPANS[MAX_FIELDS]
 
 

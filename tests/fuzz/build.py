@@ -35,7 +35,7 @@ def build() -> Path:
         raise RuntimeError("Cython refuses the harness")
     directory, version = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LDVERSION")
     command = [
-        clang() or "clang", "-g", "-O1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}",
+        clang() or "clang", "-g", "-O2", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}",
         "-fno-sanitize-recover=undefined", "-w", f"-I{sysconfig.get_path('include')}", f"-I{OUTPUT}",
         str(HERE / "driver.cc"), str(OUTPUT / "harness.c"), "-o", str(program),
         f"-L{directory}", f"-Wl,-rpath,{directory}", f"-lpython{version}", "-lm",

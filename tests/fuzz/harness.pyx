@@ -7,7 +7,7 @@ The first byte of an input picks what is fuzzed, the second where it is cut, the
 include "../../cube_mesh/_fastpath.pyx"
 
 cdef enum:
-    MAX_HEAD = 700
+    MAX_HEAD = 300
     FIELDS = 12
 
 cdef FieldSet DROP = FieldSet(
@@ -107,8 +107,7 @@ cdef tuple decoded(list pieces):
 cdef int fuzz_chunked(bytes data, Py_ssize_t cut) except -1:
     cdef tuple whole = decoded([data])
     cdef bytes payload, framed
-    hold(decoded([data[:cut], data[cut:]]) == whole, "a cut changes a chunked body")
-    hold(decoded([data[at:at + 7] for at in range(0, len(data), 7)]) == whole, "cuts change a chunked body")
+    hold(decoded([data[:cut], data[cut:cut + 1], data[cut + 1:]]) == whole, "cuts change a chunked body")
     if len(whole) == 3:
         payload = whole[0]
         framed = frame_chunk(payload[:cut], False) + frame_chunk(payload[cut:], True)
