@@ -92,9 +92,10 @@ def load_certificate(raw: bytes) -> x509.Certificate:
     try:
         pem = raw.startswith(b"-----BEGIN")
         certificate = x509.load_pem_x509_certificate(raw) if pem else x509.load_der_x509_certificate(raw)
-        _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.signature_hash_algorithm
+        _ = _subject_name(certificate), _issuer_name(certificate), certificate.signature_hash_algorithm
+        _ = certificate.extensions
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.public_key()
-        _check_signature_bits(certificate.public_bytes(Encoding.DER))
+        _check_signature_bits(certificate.public_bytes(Encoding.DER) if pem else raw)
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
     return certificate
@@ -145,19 +146,30 @@ def load_crl(raw: bytes) -> x509.CertificateRevocationList:
     if len(raw) > MAX_CRL_BYTES:
         raise MalformedEvidence(f"revocation list of {len(raw)} bytes is above {MAX_CRL_BYTES}", code="malformed_crl")
     try:
-        crl = x509.load_pem_x509_crl(raw) if raw.startswith(b"-----BEGIN") else x509.load_der_x509_crl(raw)
-        _ = crl.issuer, crl.extensions, crl.signature_hash_algorithm, crl.last_update_utc, crl.next_update_utc
+        pem = raw.startswith(b"-----BEGIN")
+        crl = x509.load_pem_x509_crl(raw) if pem else x509.load_der_x509_crl(raw)
+        _ = _issuer_name(crl), crl.extensions, crl.signature_hash_algorithm, crl.last_update_utc, crl.next_update_utc
         _ = len(crl), crl.get_revoked_certificate_by_serial_number(1)
-        _check_signature_bits(crl.public_bytes(Encoding.DER))
+        _check_signature_bits(crl.public_bytes(Encoding.DER) if pem else raw)
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"revocation list: {error}", code="malformed_crl") from None
     return crl
 
 
 @remembered
+def _issuer_name(signed: x509.Certificate | x509.CertificateRevocationList) -> x509.Name:
+    return signed.issuer
+
+
+@remembered
+def _subject_name(certificate: x509.Certificate) -> x509.Name:
+    return certificate.subject
+
+
+@remembered
 def common_name(certificate: x509.Certificate) -> str:
     """The subject's one common name; empty when there is none or several."""
-    values = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    values = _subject_name(certificate).get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(values[0].value) if len(values) == 1 else ""
 
 
@@ -167,8 +179,8 @@ def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now
     Raises VerificationFailed (``crl_issuer``, ``crl_signature``, ``critical_extension``) or Stale (``crl_expired``,
     ``crl_not_yet_valid``). A list without nextUpdate never ends, and is refused for that (RFC 5280 §5.1.2.5 wants it).
     """
-    name = issuer.subject.rfc4514_string()
-    if crl.issuer != issuer.subject or not _signs_crls(issuer):
+    name = common_name(issuer)
+    if _issuer_name(crl) != _subject_name(issuer) or not _signs_crls(issuer):
         raise VerificationFailed(f"the revocation list is not of {name}", code="crl_issuer")
     unknown = [e.oid.dotted_string for e in crl.extensions if e.critical and e.oid not in _UNDERSTOOD_IN_CRLS]
     if unknown:
@@ -184,7 +196,7 @@ def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now
 
 def check_not_revoked(certificate: x509.Certificate, crl: x509.CertificateRevocationList) -> None:
     """The serial number is not in the list of the certificate's issuer (``check_crl`` comes first), any reason."""
-    if certificate.issuer != crl.issuer:
+    if _issuer_name(certificate) != _issuer_name(crl):
         raise VerificationFailed("the revocation list is of another issuer", code="crl_issuer")
     if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
         name = certificate.subject.rfc4514_string()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attest.errors import MalformedEvidence
 
-__all__ = ["INTEGER", "OCTET_STRING", "OID", "SEQUENCE", "Tlv", "der_items", "der_oid", "der_unsigned"]
+__all__ = ["INTEGER", "OCTET_STRING", "OID", "SEQUENCE", "Tlv", "der_items", "der_unsigned"]
 
 INTEGER, OCTET_STRING, OID, SEQUENCE = 0x02, 0x04, 0x06, 0x30
 Tlv = tuple[int, bytes]  # tag and content
@@ -37,22 +37,6 @@ def _header(raw: bytes, at: int) -> tuple[int, int, int]:
     if not 1 <= count <= 3 or start > len(raw) or size < 0x80 or size >> (8 * (count - 1)) == 0:
         raise MalformedEvidence("DER: a length that is not minimal")
     return tag, start, start + size
-
-
-def der_oid(content: bytes) -> str:
-    """An OBJECT IDENTIFIER's content as dotted text. Raises MalformedEvidence."""
-    if not content or content[-1] & 0x80:
-        raise MalformedEvidence("DER: an OBJECT IDENTIFIER that is cut")
-    arcs, value = [], 0
-    for byte in content:
-        if value == 0 and byte == 0x80:
-            raise MalformedEvidence("DER: an OBJECT IDENTIFIER that is not minimal")
-        value = value << 7 | byte & 0x7F
-        if not byte & 0x80:
-            arcs.append(value)
-            value = 0
-    first = min(arcs[0] // 40, 2)
-    return ".".join(str(arc) for arc in (first, arcs[0] - 40 * first, *arcs[1:]))
 
 
 def der_unsigned(content: bytes, maximum: int) -> int:

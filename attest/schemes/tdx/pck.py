@@ -10,14 +10,16 @@ import msgspec
 from cryptography import x509
 
 from attest.chain import remembered
-from attest.der import INTEGER, OCTET_STRING, OID, SEQUENCE, Tlv, der_items, der_oid, der_unsigned
+from attest.der import INTEGER, OCTET_STRING, OID, SEQUENCE, Tlv, der_items, der_unsigned
 from attest.errors import MalformedEvidence
 
 __all__ = ["SGX_EXTENSION", "PckInfo", "pck_info"]
 
 SGX_EXTENSION = "1.2.840.113741.1.13.1"
-_PPID, _TCB, _PCE_ID, _FMSPC, _SGX_TYPE, _INSTANCE, _CONFIGURATION = (f"{SGX_EXTENSION}.{n}" for n in range(1, 8))
-_PCE_SVN = f"{_TCB}.17"
+# The extension's own OID, encoded, begins every OID within it; what follows, one byte an arc, is the field's name here.
+_PREFIX = bytes.fromhex("2a864886f84d010d01")
+_PPID, _TCB, _PCE_ID, _FMSPC, _SGX_TYPE, _INSTANCE, _CONFIGURATION = (bytes((n,)) for n in range(1, 8))
+_PCE_SVN = _TCB + b"\x11"
 _ENUMERATED, _BOOLEAN = 0x0A, 0x01
 _SGX_TYPES = ("standard", "scalable", "scalable-with-integrity")
 COMPONENTS = 16
@@ -52,13 +54,13 @@ def pck_info(certificate: x509.Certificate) -> PckInfo:
         raise MalformedEvidence(f"PCK certificate: SGX extension: {error}", code="pck_extension") from None
 
 
-def _info(fields: dict[str, Tlv]) -> PckInfo:
+def _info(fields: dict[bytes, Tlv]) -> PckInfo:
     levels = _table(_content(fields[_TCB], SEQUENCE))
     configuration = _table(_content(fields[_CONFIGURATION], SEQUENCE)) if _CONFIGURATION in fields else {}
     sgx_type = der_unsigned(_content(fields[_SGX_TYPE], _ENUMERATED), len(_SGX_TYPES) - 1)
     return PckInfo(
         ppid=_octets(fields[_PPID], 16),
-        component_svns=tuple(_svn(levels[f"{_TCB}.{n}"]) for n in range(1, COMPONENTS + 1)),
+        component_svns=tuple(_svn(levels[_TCB + bytes((n,))]) for n in range(1, COMPONENTS + 1)),
         pce_svn=_svn(levels[_PCE_SVN]),
         pce_id=_octets(fields[_PCE_ID], 2),
         fmspc=_octets(fields[_FMSPC], 6),
@@ -70,15 +72,15 @@ def _info(fields: dict[str, Tlv]) -> PckInfo:
     )
 
 
-def _table(raw: bytes) -> dict[str, Tlv]:
-    """SEQUENCE OF SEQUENCE {OID, value}, each OID once."""
-    table: dict[str, Tlv] = {}
+def _table(raw: bytes) -> dict[bytes, Tlv]:
+    """SEQUENCE OF SEQUENCE {OID, value}, each OID once and under the extension's own; by what follows that."""
+    table: dict[bytes, Tlv] = {}
     for tag, content in der_items(raw):
-        (name_tag, name), value = _pair(der_items(content) if tag == SEQUENCE else [])
-        oid = der_oid(name) if name_tag == OID else ""
-        if not oid or oid in table:
-            raise MalformedEvidence(f"OID {oid or 'missing'} twice or not at all")
-        table[oid] = value
+        (name_tag, oid), value = _pair(der_items(content) if tag == SEQUENCE else [])
+        name = oid[len(_PREFIX) :]
+        if name_tag != OID or not oid.startswith(_PREFIX) or not name or name in table:
+            raise MalformedEvidence(f"OID {oid.hex()} is not expected, or there twice")
+        table[name] = value
     return table
 
 
@@ -111,8 +113,8 @@ def _svn(item: Tlv) -> int:
     return der_unsigned(_content(item, INTEGER), MAX_SVN)
 
 
-def _flag(configuration: dict[str, Tlv], arc: int) -> bool | None:
-    item = configuration.get(f"{_CONFIGURATION}.{arc}")
+def _flag(configuration: dict[bytes, Tlv], arc: int) -> bool | None:
+    item = configuration.get(_CONFIGURATION + bytes((arc,)))
     if item is None:
         return None
     if item not in ((_BOOLEAN, b"\x00"), (_BOOLEAN, b"\xff")):
