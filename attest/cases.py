@@ -6,24 +6,25 @@ Each function gives a :class:`Found` or raises an AttestError. A comparison that
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
 from cryptography import x509
 
+from attest.binding import Expected, decode_claims
 from attest.chain import load_certificate
-from attest.collateral import parse_collateral
-from attest.errors import EndorsementUnavailable, Mismatch
-from attest.forms import parse_ak, parse_pcrs, parse_tpm_signature, quoted_pcrs, split_endorsements
-from attest.jws import parse_jwks, parse_token, payload_for_display
+from attest.collateral import Endorsements, parse_collateral
+from attest.errors import AppraisalFailed, EndorsementUnavailable, Mismatch
+from attest.evidence import AZURE_HCL_TYPE, HARDWARE, TDX_QUOTE_TYPE, TOKEN, TPM_QUOTE, decode_evidence
+from attest.forms import parse_ak, parse_pcrs, parse_tpm_signature, quoted_pcrs, sorted_endorsements
+from attest.jws import parse_jwks, parse_token
 from attest.policy import EvidencePolicy
 from attest.schemes.azure import appraise as azure_rules
 from attest.schemes.azure import maa_appraise as maa_rules
 from attest.schemes.azure import verify as azure
 from attest.schemes.azure.abi import parse_hcl
-from attest.schemes.azure.maa import verify_maa
+from attest.schemes.azure.maa import own_issuer, verify_maa
 from attest.schemes.gcp import appraise as gcp_rules
 from attest.schemes.gcp.certificate import verify_vtpm_certificate
 from attest.schemes.gcp.token import ISSUER, verify_oidc_token, verify_pki_token
@@ -35,11 +36,10 @@ from attest.schemes.vtpm import appraise as vtpm_rules
 from attest.schemes.vtpm.abi import QuotePart, encode_quote_part, parse_quote
 from attest.schemes.vtpm.eventlog import VerifiedLog, verify_event_log
 from attest.schemes.vtpm.verify import AkKey, VerifiedQuote, verify_ak_certificate, verify_quote, verify_quote_by_key
+from attest.verifier import Verifier
 
-__all__ = ["VERIFY", "Case", "Found"]
+__all__ = ["VERIFY", "Case", "Found", "platforms_of"]
 
-# Regional and private providers of the public cloud.
-_MAA_ISSUER = re.compile(r"https://[a-z0-9-]+(?:\.[a-z0-9]+)?\.attest\.azure\.net\Z")
 Mismatches = tuple[Mismatch, ...]
 
 
@@ -93,8 +93,9 @@ def _no_table(name: str) -> Mismatches:
 
 
 def _snp(case: Case, policy: EvidencePolicy) -> Found:
-    certificates, _ = split_endorsements(case.endorsements)
-    verified = verify_report(case.evidence, certificates, case.now)
+    given = sorted_endorsements(case.endorsements)
+    masked = policy.sev_snp is not None and policy.sev_snp.unsafe_allow_masked_chip_id
+    verified = verify_report(case.evidence, given.certificates, case.now, crls=given.crls, allow_masked_chip_id=masked)
     if case.report_data is not None:
         check_report_data(verified.report, case.report_data)
     return Found(
@@ -126,7 +127,7 @@ def _tdx(case: Case, policy: EvidencePolicy) -> Found:
 
 
 def _td_quote(raw: bytes, case: Case) -> tdx.VerifiedQuote:
-    _, collateral = split_endorsements(case.endorsements)
+    collateral = sorted_endorsements(case.endorsements).collateral
     if len(collateral) != 1:
         raise EndorsementUnavailable(
             f"one set of collateral is needed, {len(collateral)} were handed in", code="collateral_missing"
@@ -149,7 +150,7 @@ def _tdx_mismatches(verified: tdx.VerifiedQuote, policy: EvidencePolicy) -> Mism
 
 def _vtpm(case: Case, policy: EvidencePolicy) -> Found:
     quote, log, unchecked = _quote(case, policy, case.evidence, None)
-    certificates, _ = split_endorsements(case.endorsements)
+    certificates = sorted_endorsements(case.endorsements).certificates
     claims: dict[str, str] = _claims(quote, log)
     expires: float | None = None
     reference = policy.reference_values.vtpm
@@ -220,8 +221,9 @@ def _vtpm_mismatches(quote: VerifiedQuote, log: VerifiedLog | None, case: Case, 
 
 def _azure(case: Case, policy: EvidencePolicy) -> Found:
     """The HCL report on its hardware evidence, and, where they are given, vTPM quote and AK certificate."""
-    certificates, _ = split_endorsements(case.endorsements)
-    verified, claims, mismatches, expires, debug = _hardware(case, policy, certificates)
+    given = sorted_endorsements(case.endorsements)
+    certificates = given.certificates
+    verified, claims, mismatches, expires, debug = _hardware(case, policy, given)
     claims |= azure_rules.claims_of(verified)
     unchecked: tuple[str, ...] = ()
     if policy.azure is None:
@@ -250,7 +252,7 @@ def _azure(case: Case, policy: EvidencePolicy) -> Found:
 
 
 def _hardware(
-    case: Case, policy: EvidencePolicy, certificates: Sequence[x509.Certificate]
+    case: Case, policy: EvidencePolicy, given: Endorsements
 ) -> tuple[azure.VerifiedHcl, dict[str, str], Mismatches, float, bool]:
     if parse_hcl(case.evidence).kind == "tdx":
         if case.td_quote is None:
@@ -258,7 +260,7 @@ def _hardware(
         td = _td_quote(case.td_quote, case)
         verified = azure.verify_hcl_tdx(case.evidence, td.quote.report.report_data)
         return verified, tdx_rules.claims_of(td), _tdx_mismatches(td, policy), td.expires, _td_debug(td)
-    verified = azure.verify_hcl_snp(case.evidence, certificates, case.now)
+    verified = azure.verify_hcl_snp(case.evidence, given.certificates, case.now, crls=given.crls)
     report = verified.report
     assert report is not None
     claims = snp_rules.claims_of(report)
@@ -294,8 +296,7 @@ def _maa_issuers(case: Case, policy: EvidencePolicy) -> tuple[str, ...]:
         return (case.issuer,)
     if policy.maa is not None and policy.maa.issuers:
         return policy.maa.issuers
-    own = payload_for_display(parse_token(case.evidence)).get("iss")
-    return (own,) if isinstance(own, str) and _MAA_ISSUER.match(own) else ()
+    return own_issuer(case.evidence)
 
 
 def _gcp(case: Case, policy: EvidencePolicy) -> Found:
@@ -323,6 +324,47 @@ def _gcp(case: Case, policy: EvidencePolicy) -> Found:
     )
 
 
+# -- a collection as nodes send it -------------------------------------------------------------------------------------
+
+
+def _bundle(case: Case, policy: EvidencePolicy) -> Found:
+    """A CMW collection through the same door as a node's. Without a channel, its claims are taken as they came."""
+    claims = decode_claims(decode_evidence(case.evidence).claims)
+    fields = {name: getattr(claims, name) for name in Expected.__struct_fields__}
+    if case.nonce is not None:
+        fields["nonce"] = case.nonce
+    keys = parse_jwks(case.jwks) if case.jwks is not None else ()
+    verifier = Verifier(policy, token_keys=keys)
+    unchecked: tuple[str, ...] = ("binding: the claims (role, node, keys, channel) are as the attester wrote them",)
+    unchecked += _unless(case.nonce, "nonce: whether the evidence is fresh (--nonce)")
+    try:
+        result = verifier.appraise(case.evidence, Expected(**fields), now=case.now, endorsements=case.endorsements)
+    except AppraisalFailed as error:
+        return Found(claims={}, mismatches=error.mismatches, unchecked=unchecked)
+    return Found(
+        claims=result.claims | {"node_id": result.node_id, "platform": result.platform},
+        mismatches=(),
+        unchecked=unchecked,
+        expires=result.expires,
+        confidential=result.confidential,
+    )
+
+
+def platforms_of(raw: bytes) -> tuple[str, ...]:
+    """The tables that a collection calls for, from its unverified media types: to choose the built-in policy by."""
+    parts = decode_evidence(raw).parts
+    found = ["vtpm"] if TPM_QUOTE in parts else []
+    if HARDWARE in parts:
+        kind, body = parts[HARDWARE].media_type, parts[HARDWARE].body
+        if kind == AZURE_HCL_TYPE:
+            found += ["azure", "sev-snp" if body.startswith(b"HCLA") else "tdx"]
+        else:
+            found.append("tdx" if kind == TDX_QUOTE_TYPE else "sev-snp")
+    if TOKEN in parts:
+        found.append("maa" if own_issuer(parts[TOKEN].body) else "gcp")
+    return tuple(found)
+
+
 VERIFY: Mapping[str, Callable[[Case, EvidencePolicy], Found]] = MappingProxyType(
-    {"sev-snp": _snp, "tdx": _tdx, "vtpm": _vtpm, "azure": _azure, "maa": _maa, "gcp": _gcp}
+    {"sev-snp": _snp, "tdx": _tdx, "vtpm": _vtpm, "azure": _azure, "maa": _maa, "gcp": _gcp, "bundle": _bundle}
 )

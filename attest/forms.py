@@ -6,18 +6,18 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key, load_pem_public_key
 
 from attest.chain import load_certificates
+from attest.collateral import Endorsements, sort_endorsements
 from attest.errors import AttestError, MalformedEvidence
 from attest.schemes.azure.verify import load_padded_certificate
 from attest.schemes.vtpm.abi import BANK_NAMES, DIGEST_BYTES, Alg, Signature, parse_quote, parse_signature
 from attest.schemes.vtpm.verify import AkKey, load_ak
 
-__all__ = ["parse_ak", "parse_pcrs", "parse_tpm_signature", "quoted_pcrs", "split_endorsements"]
+__all__ = ["parse_ak", "parse_pcrs", "parse_tpm_signature", "quoted_pcrs", "sorted_endorsements"]
 
 MAX_PCRS_BYTES = 1 << 20
 _BANKS = {name: alg for alg, name in BANK_NAMES.items()}
@@ -104,24 +104,13 @@ def quoted_pcrs(attest: bytes, pcrs: dict[int, dict[int, bytes]]) -> dict[int, d
     }
 
 
-def split_endorsements(files: Sequence[bytes]) -> tuple[list[x509.Certificate], list[bytes]]:
-    """Certificates (DER, PEM, several in a file, any order) and, apart, what is JSON: collateral."""
-    certificates: list[x509.Certificate] = []
-    collateral: list[bytes] = []
-    for raw in files:
-        if raw.lstrip()[:1] == b"{":
-            collateral.append(raw)
-            continue
-        try:
-            certificates += load_certificates(raw)
-        except AttestError as error:
-            certificates.append(_padded(raw, str(error)))
-    return certificates, collateral
+def sorted_endorsements(files: Sequence[bytes]) -> Endorsements:
+    """``collateral.sort_endorsements``, which also reads Azure's AK certificate as its NV buffer, perhaps in PEM."""
+    return sort_endorsements([_cut(raw) for raw in files])
 
 
-def _padded(raw: bytes, problem: str) -> x509.Certificate:
-    """Azure's AK certificate as its NV buffer, perhaps in PEM; else the problem that the file has had before."""
+def _cut(raw: bytes) -> bytes:
     try:
-        return load_padded_certificate(raw)
+        return load_padded_certificate(raw).public_bytes(Encoding.DER)
     except AttestError:
-        raise MalformedEvidence(f"endorsements: {problem}", code="malformed_endorsement") from None
+        return raw

@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from attest.cases import VERIFY, Case, Found
-from attest.errors import AppraisalFailed, AttestError, MalformedEvidence, Mismatch
+from attest.cases import VERIFY, Case, Found, platforms_of
+from attest.errors import AppraisalFailed, AttestError, MalformedEvidence, Mismatch, UnsupportedEvidence
 from attest.policy import EvidencePolicy, first_report_policy
 
 __all__ = ["SCHEMES", "Case", "Verdict", "judge"]
@@ -47,9 +47,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 def judge(case: Case) -> Verdict:
     """Verify and appraise one case. Raises nothing of the library's; KeyError for a scheme that there is not."""
     verify = VERIFY[case.scheme]
-    policy = case.policy or default_policy(case)
-    found: Found | None = None
+    policy, found = case.policy, None
     try:
+        policy = policy or default_policy(case)
         found = verify(case, policy)
         if found.mismatches and not case.verify_only:
             raise AppraisalFailed(found.mismatches)
@@ -62,10 +62,13 @@ def default_policy(case: Case) -> EvidencePolicy:
     """The built-in policy of a scheme: debug, migration, weak hashes and revoked TCB refused, nothing pinned."""
     if case.scheme == "azure":
         return first_report_policy("azure", "vtpm", "sev-snp" if case.td_quote is None else "tdx")
-    return first_report_policy(case.scheme)  # type: ignore[arg-type]  # one of SCHEMES
+    names = platforms_of(case.evidence) if case.scheme == "bundle" else (case.scheme,)
+    if not names:
+        raise UnsupportedEvidence("a collection without evidence", code="part_missing")
+    return first_report_policy(*names)  # type: ignore[arg-type]  # all of them are platforms
 
 
-def _verdict(case: Case, policy: EvidencePolicy, found: Found | None, error: AttestError | None) -> Verdict:
+def _verdict(case: Case, policy: EvidencePolicy | None, found: Found | None, error: AttestError | None) -> Verdict:
     unchecked = found.unchecked if found is not None else ()
     if found is not None and case.verify_only:
         unchecked += ("policy: --verify-only stops before appraisal",)
@@ -83,7 +86,7 @@ def _verdict(case: Case, policy: EvidencePolicy, found: Found | None, error: Att
         unchecked=unchecked,
         expires=found.expires if found is not None else None,
     )
-    if case.verify_only:
+    if case.verify_only or policy is None:
         return answer
     name = "default" if case.policy is None else policy.id
     return msgspec.structs.replace(answer, unsafe=policy.unsafe, policy_id=name, policy_digest=policy.digest)
