@@ -3,6 +3,7 @@
 cdef enum:
     MAX_FIELDS = 128
     MAX_OPTIONS = 16        # connection options of one head
+    MAX_CONNECTION = 512    # bytes of one Connection field: every field is compared with it
 
 cdef struct Span:
     unsigned int name
@@ -209,6 +210,8 @@ cdef bint _is_port(bytes_ptr p, Py_ssize_t n) noexcept:
 cdef int _note_connection(Notes *notes, bytes_ptr value, Py_ssize_t size) except -1:
     """The options of one Connection field (RFC 9110 7.6.1), a bounded number of tokens."""
     cdef Py_ssize_t at = 0, start, stop
+    if size > MAX_CONNECTION:
+        raise FramingError("bad_connection", "The Connection field is too long.")
     while at < size:
         start = at
         while at < size and value[at] != c',':

@@ -122,6 +122,7 @@ REFUSED = {
     b"GET / HTTP/1.1\r\n" + HOST + b"Connection: Content-Type\r\n\r\n": "bad_connection",
     b"GET / HTTP/1.1\r\n" + HOST + b"Connection: host\r\n\r\n": "bad_connection",
     b"GET / HTTP/1.1\r\n" + HOST + b"Connection: " + b"a," * 17 + b"\r\n\r\n": "bad_connection",
+    b"GET / HTTP/1.1\r\n" + HOST + b"Connection: " + b"a" * 513 + b"\r\n\r\n": "bad_connection",
     b"GET / HTTP/1.1\r\n" + HOST + b"Content_Length: 1\r\n\r\n": "bad_field_name",
     b"GET / HTTP/1.1\r\n" + HOST + b"Transfer_Encoding: x\r\n\r\n": "bad_field_name",
     b"GET / HTTP/1.1\r\n" + HOST + b"Content-Type: a\r\nContent-Type: b\r\n\r\n": "repeated_field",
