@@ -22,6 +22,7 @@ from cube_mesh.settings import Listen
 _AT_ONCE = 64  # connections accepted before others get their turn
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _REST_S = 1.0
+_UNSENT_IN_KERNEL = 131_072  # without a bound it grows to megabytes for a client that does not read
 _log = getLogger("cube_mesh.listener")
 
 
@@ -36,12 +37,17 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int, backlog: int) -> socket.socket:
-    """A bound, listening, inheritable-by-choice TCP socket. Raises ConfigError with the address and the reason."""
+    """A bound, listening, inheritable-by-choice TCP socket. Raises ConfigError with the address and the reason.
+
+    Accepted sockets inherit what is set here: the kernel takes no more than ``_UNSENT_IN_KERNEL`` bytes ahead of a reader.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=backlog)
+        sock = socket.create_server((host, port), family=family, backlog=backlog)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}", key="listen") from None
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_IN_KERNEL)
+    return sock
 
 
 def check_plain(listen: Listen) -> None:
