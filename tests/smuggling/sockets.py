@@ -15,7 +15,7 @@ from cube_mesh.settings import Pool as PoolSettings
 from cube_mesh.settings import Timeouts
 from cube_mesh.upstream import Pool
 from tests.connection.wire import OTHER, Steps
-from tests.smuggling.cases import Message
+from tests.smuggling.cases import Case, Message
 from tests.smuggling.edge import ANSWER, LIMITS, STATUS, Backend, Outcome
 
 _QUIET_S = 0.03  # a connection that has answered everything and says nothing for so long stays open
@@ -60,16 +60,16 @@ class Edge:
         finally:
             writer.close()
 
-    async def outcome(self, data: bytes, answers: int) -> Outcome:
-        """Send, read ``answers`` final responses, then see whether the connection closes."""
+    async def outcome(self, case: Case) -> Outcome:
+        """Send, read as many final responses as are required, then see whether the connection closes."""
         self._messages = []
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        writer.write(data)
+        writer.write(case.data)
         received, closed = b"", False
         while not closed:
-            wait_s = 5.0 if len(_statuses(received)) < answers else _QUIET_S
+            through = len(_statuses(received)) >= len(case.statuses) and not case.closes
             try:
-                piece = await asyncio.wait_for(reader.read(1 << 16), wait_s)
+                piece = await asyncio.wait_for(reader.read(1 << 16), _QUIET_S if through else 5.0)
             except TimeoutError:
                 break
             received, closed = received + piece, not piece

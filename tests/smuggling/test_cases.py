@@ -37,4 +37,4 @@ async def test_a_sample_over_a_socket() -> None:
     """The same outcomes with a real transport on both sides, so that closing is seen as the client sees it."""
     async with sockets.Edge() as running:
         for case in SAMPLE:
-            assert await running.outcome(case.data, len(case.statuses)) == edge.required(case), case.name
+            assert await running.outcome(case) == edge.required(case), case.name
