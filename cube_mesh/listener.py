@@ -39,7 +39,7 @@ def is_loopback(host: str) -> bool:
 def bind(host: str, port: int, backlog: int) -> socket.socket:
     """A bound, listening, inheritable-by-choice TCP socket. Raises ConfigError with the address and the reason.
 
-    Accepted sockets inherit what is set here: the kernel takes no more than ``_UNSENT_IN_KERNEL`` bytes ahead of a reader.
+    Accepted sockets inherit what is set here: the kernel takes at most ``_UNSENT_IN_KERNEL`` bytes ahead of a reader.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
