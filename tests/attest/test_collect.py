@@ -6,6 +6,7 @@ import base64
 import ctypes
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from attest.testkit.intel import collateral
 from attest.testkit.snp import SnpPlatform
 from attest.testkit.tdx import TdxPlatform
 from attest.testkit.tsm import TsmDirectory, snp_responder, tdx_responder
-from attest.tsm import read_tsm
+from attest.tsm import _blob, read_tsm
 from attest.verifier import Verifier
 
 from .conftest import NOW
@@ -166,6 +167,37 @@ def test_tdx_through_the_device_and_a_quote_service(tmp_path: Path) -> None:
 
     body = TdxCollector(quote_service=service, device=device, ioctl=ioctl).parts(HASH)[HARDWARE].body
     assert len(body) == len(QUOTE)
+
+
+def test_a_directory_that_answers_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attributes as plain files of our own: a count that is none, blobs that are missing, absent or enormous."""
+    entry = tmp_path / "entry"
+
+    def prepared(**files: bytes) -> Callable[..., None]:
+        def mkdir(self: Path, mode: int = 0o777, **_: object) -> None:
+            os.makedirs(self, exist_ok=True)
+            for name, content in {"provider": b"sev_guest\n", "generation": b"0", **files}.items():
+                (self / name).write_bytes(content)
+
+        return mkdir
+
+    for files, code in (
+        ({"generation": b"x"}, "tsm_failed"),
+        ({"generation": "²".encode()}, "tsm_failed"),
+        ({}, "tsm_timeout"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "mkdir", prepared(**files))
+            assert _refused(lambda: read_tsm(DATA, "sev_guest", directory=tmp_path, timeout_s=0.01)) == code
+    assert not entry.exists()
+
+
+def test_blobs_of_the_kernel(tmp_path: Path) -> None:
+    with TsmDirectory(tmp_path / "r", "sev_guest", lambda *_: (b"x" * (2 << 20), b"")) as tsm:
+        assert _refused(lambda: read_tsm(DATA, "sev_guest", directory=tsm.path)) == "tsm_failed"
+    assert _blob(tmp_path / "absent", optional=True) == b""
+    with pytest.raises(OSError, match="absent"):
+        _blob(tmp_path / "absent")
 
 
 def test_arguments_out_of_range() -> None:

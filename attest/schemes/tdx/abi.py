@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from attest.errors import MalformedEvidence, UnsupportedEvidence
+from attest.errors import MalformedEvidence
 
 __all__ = [
     "INTEL_QE_VENDOR",
@@ -136,7 +136,7 @@ class _Reader:
 
 
 def parse_quote(raw: bytes) -> Quote:
-    """A quote's fields, unverified. Raises MalformedEvidence, or UnsupportedEvidence for SGX and other key types."""
+    """A quote's fields, unverified. Raises MalformedEvidence, for SGX and other key types by codes of their own."""
     if len(raw) > MAX_QUOTE_BYTES:
         raise MalformedEvidence(f"TDX quote of {len(raw)} bytes is above {MAX_QUOTE_BYTES}")
     reader = _Reader(raw)
@@ -173,10 +173,10 @@ def _check_header(header: bytes) -> int:
     if version not in (4, 5):
         raise MalformedEvidence(f"TDX quote version {version}", code="tdx_version")
     if key_type != _ECDSA_P256:
-        raise UnsupportedEvidence(f"TDX quote: attestation key type {key_type} is not ECDSA P-256", code="tdx_key_type")
+        raise MalformedEvidence(f"TDX quote: attestation key type {key_type} is not ECDSA P-256", code="tdx_key_type")
     tee = int.from_bytes(header[4:8], "little")
     if tee != _TEE_TDX:
-        raise UnsupportedEvidence(f"quote of TEE type {tee:#x}, not TDX", code="tdx_tee_type")
+        raise MalformedEvidence(f"quote of TEE type {tee:#x}, not TDX", code="tdx_tee_type")
     return version
 
 
@@ -185,7 +185,7 @@ def _td_report(reader: _Reader, version: int) -> TdReport:
     if version == 5:
         body_type, size = reader.number(2), reader.number(4)
         if body_type not in _BODY_TYPES:
-            raise UnsupportedEvidence(f"TDX quote: body type {body_type}", code="tdx_body_type")
+            raise MalformedEvidence(f"TDX quote: body type {body_type}", code="tdx_body_type")
         kind = _BODY_TYPES[body_type]
         if size != TD_REPORT_BYTES[kind]:
             raise MalformedEvidence(f"TDX quote: body of {size} bytes, not {TD_REPORT_BYTES[kind]}")
@@ -198,7 +198,7 @@ def _certification_data(reader: _Reader, wanted: int) -> bytes:
     """One block of certification data; it must be the last thing in its surroundings."""
     kind, size = reader.number(2), reader.number(4)
     if kind != wanted:
-        raise UnsupportedEvidence(f"TDX quote: certification data of type {kind}", code="tdx_certification_type")
+        raise MalformedEvidence(f"TDX quote: certification data of type {kind}", code="tdx_certification_type")
     data = reader.take(size, MAX_CHAIN_BYTES)
     if reader.rest():
         raise MalformedEvidence("TDX quote: bytes after the certification data")

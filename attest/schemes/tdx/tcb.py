@@ -144,10 +144,10 @@ class TcbState(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=32)
 def decode_tcb_info(raw: bytes) -> TcbInfo:
-    """TCB info for TDX, version 3. Raises MalformedEvidence or UnsupportedEvidence (``tcb_info_kind``)."""
+    """TCB info for TDX, version 3. Raises MalformedEvidence, ``tcb_info_kind`` for another kind."""
     info = _decode(raw, TcbInfo, "TCB info")
     if (info.id, info.version, info.tcb_type) != ("TDX", 3, 0):
-        raise UnsupportedEvidence(
+        raise MalformedEvidence(
             f"TCB info of {info.id} version {info.version} type {info.tcb_type}, not TDX version 3 type 0",
             code="tcb_info_kind",
         )
@@ -156,10 +156,10 @@ def decode_tcb_info(raw: bytes) -> TcbInfo:
 
 @lru_cache(maxsize=32)
 def decode_qe_identity(raw: bytes) -> QeIdentity:
-    """QE identity for TDX, version 2. Raises MalformedEvidence or UnsupportedEvidence (``qe_identity_kind``)."""
+    """QE identity for TDX, version 2. Raises MalformedEvidence, ``qe_identity_kind`` for another kind."""
     identity = _decode(raw, QeIdentity, "QE identity")
     if (identity.id, identity.version) != ("TD_QE", 2):
-        raise UnsupportedEvidence(
+        raise MalformedEvidence(
             f"QE identity of {identity.id} version {identity.version}, not TD_QE version 2", code="qe_identity_kind"
         )
     return identity

@@ -6,6 +6,7 @@ Shared by the test of our verifier and by the differential test against dcap-qvl
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -122,6 +123,22 @@ HIGH = (255, *(0,) * 15)
 BODY, SIGNATURE, KEY, QE_REPORT = 48, 636, 700, 770
 QE_SIGNATURE, AUTH = QE_REPORT + 384, QE_REPORT + 384 + 64 + 2
 
+GOOD = pck_extension(V4.info)
+PPID = GOOD[4 : 6 + GOOD[5]]
+
+
+def _extension(body: bytes) -> bytes:
+    return b"\x30" + bytes((len(body),)) + body
+
+
+def _without_point() -> bytes:
+    """The key's bytes are no point of the curve, and the enclave vouches for exactly them."""
+    raw = b"\x01" * 64
+    vouched = hashlib.sha256(raw + bytes(range(32))).digest() + bytes(32)
+    quote = V4.quote(DATA, qe={"report_data": vouched})
+    return quote[:KEY] + raw + quote[KEY + 64 :]
+
+
 CASES: dict[str, Case] = {
     # The form.
     "empty": Case("malformed_evidence", lambda: b""),
@@ -160,6 +177,21 @@ CASES: dict[str, Case] = {
     "leaf without FMSPC": _pck("pck_extension", extension=pck_extension(PLATFORM, omit=("4",))),
     "leaf without TCB": _pck("pck_extension", extension=pck_extension(PLATFORM, omit=("2",))),
     "PPID short": _pck("pck_extension", extension=pck_extension(replace(PLATFORM, ppid=bytes(15)))),
+    **{
+        f"extension: {what}": _pck("pck_extension", extension=made) for what, made in {
+            "two elements": GOOD + GOOD,
+            "not a SEQUENCE": b"\x31" + GOOD[1:],
+            "a field twice": _extension(PPID + PPID),
+            "a foreign OID": _extension(bytes.fromhex("300806022a0304020101")),
+            "a field of three": _extension(b"\x30" + bytes((PPID[1] + 2,)) + PPID[2:] + b"\x05\x00"),
+            "PPID is an INTEGER": GOOD.replace(PPID, PPID[:-18] + b"\x02" + PPID[-17:], 1),
+            "a flag that is no BOOLEAN": GOOD.replace(b"\x01\x01\xff", b"\x01\x01\x01"),
+            "SVN negative": GOOD.replace(b"\x02\x01\x0d", b"\x02\x01\xff"),
+        }.items()
+    },
+    "PCK key on P-384": Case(
+        "qe_report_signature", lambda: V4.quote(DATA, chain=(V4.pck(public_key=P384.public_key()), *V4.chain[1:]))
+    ),
     "PCK of the processor CA": Case(
         "pck_crl_missing", lambda: TdxPlatform(b"a", ca="processor").quote(DATA)
     ),
@@ -175,6 +207,7 @@ CASES: dict[str, Case] = {
     "QE report flipped": _flip(QE_REPORT + 64, "qe_report_signature"),
     "QE report signature flipped": _flip(QE_SIGNATURE, "qe_report_signature"),
     "QE report signed by another key": _quote("qe_report_signature", qe_signer=STRANGER),
+    "attestation key is no point": Case("attestation_key", lambda: _without_point()),
     "authentication data flipped": _flip(AUTH, "attestation_key"),
     # The quoting enclave.
     "QE of another signer": _quote("qe_mr_signer", qe={"mr_signer": bytes(32)}),

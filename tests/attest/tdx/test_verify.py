@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attest.chain import load_certificates
+from attest.chain import check_crl, check_not_revoked, load_certificates, load_crl
 from attest.collateral import parse_collateral, window
 from attest.errors import AttestError, BindingMismatch, MalformedEvidence
-from attest.schemes.tdx.abi import parse_quote, parse_tdreport
+from attest.schemes.tdx.abi import parse_qe_report, parse_quote, parse_tdreport
 from attest.schemes.tdx.tcb import STATUSES, TcbState, converge
 from attest.schemes.tdx.verify import (
     VerifiedQuote,
     check_report_data,
+    intel_roots,
     verify_collateral,
     verify_quote,
     verify_signatures,
@@ -23,9 +27,12 @@ from attest.testkit.intel import (
     END,
     START,
     collateral,
+    crl,
     isv_level,
+    key,
     pem,
     qe_identity,
+    root_certificate,
     simulated_intel_roots,
     tcb_info,
     tcb_level,
@@ -202,6 +209,48 @@ def test_report_data_is_compared_whole() -> None:
         with pytest.raises(BindingMismatch) as caught:
             check_report_data(quote, other)
         assert caught.value.code == "report_data"
+
+
+def test_the_qe_report_has_one_length() -> None:
+    with pytest.raises(MalformedEvidence):
+        parse_qe_report(bytes(383))
+
+
+def test_collateral_without_dates_has_no_window() -> None:
+    for changes in ({"tcb_info": "{}"}, {"qe_identity": "x"}):
+        with pytest.raises(MalformedEvidence):
+            window(parse_collateral(collateral(**changes)))
+
+
+def test_a_packaged_root_that_was_exchanged_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attest.schemes.tdx.verify.intel_root", root_certificate)
+    with pytest.raises(AttestError) as caught:
+        intel_roots.__wrapped__()
+    assert caught.value.code == "anchor"
+
+
+def test_a_ca_without_key_usage_signs_no_lists() -> None:
+    bare = x509.CertificateBuilder(
+        root_certificate().subject, root_certificate().subject, root_certificate().public_key(), 1,
+        START, END,
+    ).sign(key("root"), hashes.SHA256())  # fmt: skip
+    for issuer, made, code in (
+        (bare, crl("root"), "crl_issuer"),
+        (root_certificate(), crl("root", signer=ec.derive_private_key(5, ec.SECP384R1())), "crl_signature"),
+    ):
+        with pytest.raises(AttestError) as caught:
+            check_crl(made, issuer, TIME)
+        assert caught.value.code == code
+    with pytest.raises(AttestError) as caught:
+        check_not_revoked(V4.pck(), crl("root"))
+    assert caught.value.code == "crl_issuer"
+    with pytest.raises(MalformedEvidence, match="above"):
+        load_crl(bytes(5 << 20))
+
+
+def test_a_seed_is_needed() -> None:
+    with pytest.raises(ValueError, match="seed"):
+        TdxPlatform(b"")
 
 
 def test_tdreport_has_one_length() -> None:
