@@ -91,7 +91,11 @@ def _bank(values: Any, bank: str) -> dict[int, bytes]:
 
 
 def _digest(value: Any) -> bytes:
-    return bytes(value) if isinstance(value, list) else bytes.fromhex(value.removeprefix("0x"))
+    if isinstance(value, str):
+        return bytes.fromhex(value.removeprefix("0x"))
+    if isinstance(value, list):
+        return bytes(value)
+    raise TypeError("neither hex nor a list of bytes")
 
 
 def quoted_pcrs(attest: bytes, pcrs: dict[int, dict[int, bytes]]) -> dict[int, dict[int, bytes]]:

@@ -25,7 +25,8 @@ class Rules(Table, frozen=True):
 
     ``require_secure_boot`` and ``require_exit_boot_services`` ask the event log, so they need one, and PCR 7 or 5
     quoted. ``unsafe_any_pcr_values`` and ``unsafe_any_ak`` skip the comparison: for a first look at a machine only.
-    ``unsafe_allow_sha1`` accepts SHA-1 banks and signatures.
+    ``unsafe_allow_sha1`` accepts SHA-1 banks and signatures; ``unsafe_allow_no_separator`` event logs of old firmware
+    that do not say where in one of ``pcrs`` its part ends.
     """
 
     pcrs: tuple[PcrIndex, ...]
@@ -36,6 +37,7 @@ class Rules(Table, frozen=True):
     unsafe_any_pcr_values: bool = False
     unsafe_any_ak: bool = False
     unsafe_allow_sha1: bool = False
+    unsafe_allow_no_separator: bool = False
 
     @property
     def needs_log(self) -> bool:
@@ -88,7 +90,11 @@ def _log(rules: Rules, log: VerifiedLog | None) -> tuple[Mismatch, ...]:
         return require(not rules.needs_log, "event_log_missing", "eventlog", "an event log", "none")
     secure = secure_boot(log.proven, 7) is True
     left = exited_boot_services(log.proven)
+    open_ended = [i for i in log.unseparated if i in rules.pcrs and not rules.unsafe_allow_no_separator]
     return (
+        *require(
+            not open_ended, "event_log_separator", "eventlog.separators", "one in each PCR", f"none in {open_ended}"
+        ),
         *require(secure or not rules.require_secure_boot, "secure_boot", "eventlog.secure_boot", "true", "false"),
         *require(
             left or not rules.require_exit_boot_services,

@@ -17,12 +17,14 @@ _PREFERRED = ("sha512", "sha384", "sha256", "sha1")
 
 class VerifiedLog(msgspec.Struct, frozen=True):
     """What a log says of quoted PCRs of ``bank``. ``covered``: PCRs that it explains completely. ``proven``: the events
-    that were extended into those; all others were dropped, because nothing vouches for them.
+    that were extended into those; all others were dropped, because nothing vouches for them. ``unseparated``: PCRs
+    of the firmware (0 to 7) among them without the separator that says where the firmware's part ends.
     """
 
     proven: EventLog
     bank: str
     covered: tuple[int, ...]
+    unseparated: tuple[int, ...]
 
     def digests(self, index: int) -> tuple[str, ...]:
         """Hex digests that were extended into a covered PCR, in order."""
@@ -36,7 +38,7 @@ _ALGORITHMS = {name: alg for alg, name in BANK_NAMES.items()}
 def verify_event_log(raw_log: bytes, quote: VerifiedQuote) -> VerifiedLog:
     """Replay a log against the strongest bank that both have; every PCR in both must agree.
 
-    Also: data whose type says that it was hashed gives its digest, and PCR 0 to 7 have exactly one separator each.
+    Also: data whose type says that it was hashed gives its digest, and no PCR from 0 to 7 has two separators.
     Raises MalformedEvidence, or VerificationFailed with ``event_log_bank``, ``event_log_empty``, ``event_log_replay``,
     ``event_log_data`` or ``event_log_separator``. Not checked: which events are wanted (``appraise``).
     """
@@ -56,8 +58,8 @@ def verify_event_log(raw_log: bytes, quote: VerifiedQuote) -> VerifiedLog:
     unmatched = unmatched_data(proven, _ALGORITHMS[bank])
     if unmatched:
         raise VerificationFailed(f"events {unmatched[:8]} have data of another digest", code="event_log_data")
-    for index in covered:
-        count = separators(proven, index)
-        if index in _FIRMWARE_PCRS and count != 1:
-            raise VerificationFailed(f"PCR {index} has {count} separators, not one", code="event_log_separator")
-    return VerifiedLog(proven, bank, covered)
+    counts = {index: separators(proven, index) for index in covered if index in _FIRMWARE_PCRS}
+    twice = [index for index, count in counts.items() if count > 1]
+    if twice:
+        raise VerificationFailed(f"PCR {twice} has more than one separator", code="event_log_separator")
+    return VerifiedLog(proven, bank, covered, tuple(index for index, count in counts.items() if not count))
