@@ -26,7 +26,16 @@ from attest.chain import check_crl, check_not_revoked, common_name, remembered, 
 from attest.errors import BindingMismatch, EndorsementUnavailable, UnsupportedEvidence, VerificationFailed
 from attest.schemes.sev_snp.abi import Report, Tcb, parse_report, product_of, tcb_of
 
-__all__ = ["amd_roots", "PRODUCTS", "Root", "VerifiedReport", "check_report_data", "verify_report"]
+__all__ = [
+    "PRODUCTS",
+    "LeafNeed",
+    "Root",
+    "VerifiedReport",
+    "amd_roots",
+    "check_report_data",
+    "needs",
+    "verify_report",
+]
 
 PRODUCTS = ("Milan", "Genoa", "Turin")
 
@@ -132,6 +141,39 @@ def verify_report(
         simulated=root.simulated,
         expires=expires,
     )
+
+
+class LeafNeed(msgspec.Struct, frozen=True, kw_only=True):
+    """Which VCEK a report calls for; a VLEK is the cloud's to hand out, so that only ``signing_key`` says something."""
+
+    signing_key: str
+    product: str
+    hwid: str
+    tcb: Tcb
+
+    @property
+    def kds_path(self) -> str:
+        """Path and query at AMD's Key Distribution Service (57230 §4.1). Raises ValueError for a VLEK."""
+        if self.signing_key != "vcek":
+            raise ValueError("AMD hands out VCEKs only")
+        levels = {"blSPL": self.tcb.bootloader, "teeSPL": self.tcb.tee, "snpSPL": self.tcb.snp}
+        if self.tcb.fmc is not None:
+            levels = {"fmcSPL": self.tcb.fmc, **levels}
+        query = "&".join(f"{name}={level:02d}" for name, level in (levels | {"ucodeSPL": self.tcb.microcode}).items())
+        return f"/vcek/v1/{self.product}/{self.hwid}?{query}"
+
+
+def needs(report: Report, product: str = "") -> LeafNeed:
+    """What must be fetched for ``report``; nothing in it is verified. ``product``: of a version 2 report, which does
+    not say. Raises UnsupportedEvidence without a product, or when the chip id is masked.
+    """
+    named = product_of(report.cpuid) if report.version > 2 else product
+    if named not in PRODUCTS:
+        raise UnsupportedEvidence("the report does not say its product", code="snp_product_unknown")
+    if report.signing_key == "vcek" and not any(report.chip_id):
+        raise UnsupportedEvidence("the report's chip id is masked", code="chip_id_masked")
+    hwid = report.chip_id[: 8 if named == "Turin" else 64].hex()
+    return LeafNeed(signing_key=report.signing_key, product=named, hwid=hwid, tcb=tcb_of(report.reported_tcb, named))
 
 
 def check_report_data(report: Report, expected: bytes) -> None:

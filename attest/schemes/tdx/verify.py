@@ -40,11 +40,13 @@ from attest.schemes.tdx.tcb import (
 
 __all__ = [
     "INTEL_ROOT_SHA256",
+    "CollateralNeed",
     "Root",
     "VerifiedCollateral",
     "VerifiedQuote",
     "check_report_data",
     "intel_roots",
+    "needs",
     "verify_collateral",
     "verify_quote",
     "verify_signatures",
@@ -217,6 +219,20 @@ def verify_signatures(
         raise VerificationFailed("the quoting enclave does not vouch for the attestation key", code="attestation_key")
     _check_signature(_attestation_key(quote.attestation_key), quote.signature, quote.signed, "signature")
     return pck, pck_ca, end
+
+
+class CollateralNeed(msgspec.Struct, frozen=True, kw_only=True):
+    """Which collateral a quote calls for: TCB info of ``fmspc`` (hex), revocation list of ``ca``."""
+
+    fmspc: str
+    ca: str
+
+
+def needs(quote: Quote) -> CollateralNeed:
+    """What must be fetched for ``quote``, as its PCK certificate says. Unverified. Raises MalformedEvidence."""
+    pck = load_chain(quote.certificates)[0]
+    issuer = pck.issuer.rfc4514_string()
+    return CollateralNeed(fmspc=pck_info(pck).fmspc.hex(), ca="processor" if "Processor" in issuer else "platform")
 
 
 def check_report_data(quote: Quote, expected: bytes) -> None:

@@ -17,7 +17,7 @@ from attest.collateral import sort_endorsements
 from attest.errors import AttestError, PolicyFormatError
 from attest.evidence import HARDWARE, SNP_REPORT_TYPE, Part, encode_certificates
 from attest.policy import first_report_policy, parse_policy
-from attest.schemes.sev_snp.abi import PLATFORM_INFO, Tcb
+from attest.schemes.sev_snp.abi import PLATFORM_INFO, Tcb, parse_report
 from attest.schemes.sev_snp.appraise import (
     ReferenceValues,
     Rules,
@@ -26,7 +26,7 @@ from attest.schemes.sev_snp.appraise import (
     appraise_report,
     claims_of,
 )
-from attest.schemes.sev_snp.verify import VerifiedReport, verify_report
+from attest.schemes.sev_snp.verify import VerifiedReport, needs, verify_report
 from attest.testkit.pki import ca_certificate, ca_key, crl, name, simulated_roots
 from attest.testkit.snp import SnpPlatform
 from attest.verifier import Verifier, policy_from_result
@@ -276,3 +276,24 @@ def test_the_issuer_of_a_list_is_known_by_name_and_key() -> None:
     """A list under somebody else's name is not of this ARK, and so not consulted: the result says so."""
     foreign = crl("Milan", ("ask",), issuer_name=name("ARK-Milan", "somebody else"))
     assert not _looked_up(foreign).revocation_checked
+
+
+# -- what must be fetched ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_report_calls_for() -> None:
+    milan = needs(parse_report(MILAN.report(DATA)))
+    levels = "blSPL=04&teeSPL=00&snpSPL=24&ucodeSPL=219"
+    assert milan.kds_path == f"/vcek/v1/Milan/{MILAN.hwid.hex()}?{levels}"
+    assert needs(parse_report(SnpPlatform(b"a", version=2).report(DATA)), "Milan") == milan
+    turin = needs(parse_report(TURIN.report(DATA))).kds_path
+    assert turin == f"/vcek/v1/Turin/{TURIN.hwid.hex()}?fmcSPL=01&blSPL=07&teeSPL=00&snpSPL=14&ucodeSPL=72"
+    with pytest.raises(ValueError, match="VCEK"):
+        _ = needs(parse_report(VLEK.report(DATA))).kds_path
+    for report, code in (
+        (SnpPlatform(b"a", version=2).report(DATA), "snp_product_unknown"),
+        (MILAN.report(DATA, chip_id=bytes(64)), "chip_id_masked"),
+    ):
+        with pytest.raises(AttestError) as caught:
+            needs(parse_report(report))
+        assert caught.value.code == code

@@ -19,6 +19,7 @@ from attest.schemes.tdx.verify import (
     VerifiedQuote,
     check_report_data,
     intel_roots,
+    needs,
     verify_collateral,
     verify_quote,
     verify_signatures,
@@ -246,6 +247,12 @@ def test_a_ca_without_key_usage_signs_no_lists() -> None:
     assert caught.value.code == "crl_issuer"
     with pytest.raises(MalformedEvidence, match="above"):
         load_crl(bytes(5 << 20))
+
+
+@pytest.mark.parametrize("ca", ["platform", "processor"])
+def test_what_a_quote_calls_for(ca: str) -> None:
+    need = needs(parse_quote(TdxPlatform(b"a", ca=ca).quote(DATA)))
+    assert (need.fmspc, need.ca) == ("c0be00000000", ca)
 
 
 def test_a_seed_is_needed() -> None:
