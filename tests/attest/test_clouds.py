@@ -84,7 +84,8 @@ def test_azure() -> None:
 
 
 def test_azure_rules_reach_the_result() -> None:
-    text = 'id = "strict"\n[azure]\nrequire_ak_certificate = false\n[vtpm]\npcrs = [0]\nunsafe_any_pcr_values = true\nunsafe_any_ak = true\n'
+    text = 'id = "strict"\n[azure]\nrequire_ak_certificate = false\n'
+    text += "[vtpm]\npcrs = [0]\nunsafe_any_pcr_values = true\nunsafe_any_ak = true\n"
     text += "[sev-snp]\nunsafe_any_tcb = true\nunsafe_any_measurement = true\n"
     policy = parse_policy(text + '[reference_values.azure]\nvm_unique_ids = ["VM-2"]\n')
     with pytest.raises(AppraisalFailed) as caught:
