@@ -19,6 +19,7 @@ from attest.policy import first_report_policy
 from attest.testkit.snp import SimulatedSnpCollector
 from attest.testkit.tpm import SoftwareTpm
 from attest.verifier import Verifier
+from bench.micro.evidence import snp_cases, tdx_cases
 from bench.micro.parse import CORPUS, Server
 from cube_mesh._fastpath import scan_request
 from cube_mesh.audit.event import EventWriter
@@ -46,6 +47,8 @@ def all_cases() -> Iterator[Case]:
     yield from _chain()
     yield from _binding()
     yield from _verify()
+    for name, call, against in (*snp_cases(), *tdx_cases()):
+        yield Case(name, call, against)
 
 
 # -- HTTP --
