@@ -124,11 +124,11 @@ class Acceptor:
         for _ in range(_AT_ONCE):
             try:
                 sock, address = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno not in _OUT_OF_DESCRIPTORS:
-                    raise
+                    continue  # of that one connection: accept(2) passes on what its network had to say
                 _log.error("cannot accept: %s; trying again in %.0f s", error.strerror, _REST_S)
                 self._loop.remove_reader(self._sock)
                 self._loop.call_later(_REST_S, self._listen)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from cube_mesh._fastpath import scan_request
 from cube_mesh.errors import ConfigError, FramingError
@@ -109,3 +111,19 @@ def test_memory_of_what_was_seen_is_bounded() -> None:
         assert head is not None
         trust.client(head, PEER)
     assert len(trust._seen) <= 1024 and len(trust._covered) <= 1024
+
+
+@given(
+    st.sampled_from(["x-forwarded-for", "forwarded"]),
+    st.text(st.sampled_from('for=;,"\\[]:. \t0123456789abcdef_-%'), max_size=80),
+)
+@example("forwarded", 'for="' + "\\\\" * 2000)
+@example("forwarded", "a=b;" * 3000)
+@example("x-forwarded-for", "1," * 9000)
+def test_any_value_is_an_address_or_a_refusal(field: str, value: str) -> None:
+    try:
+        client = told(field, f"{field}: {value}")
+    except FramingError as error:
+        assert error.code in ("bad_forwarded", "bad_field_value")
+    else:
+        assert normal(client) == client, "one spelling, and nothing that a record would have to escape"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cube_mesh.demo.backend import ScriptedBackend
+from cube_mesh.demo.backend import Script, ScriptedBackend
 from cube_mesh.errors import ConfigError
 from cube_mesh.settings import EdgeTls
 from cube_mesh.tls.edge import EdgeCertificate, edge_context
@@ -163,6 +163,22 @@ async def test_handshakes_count_for_the_limit_of_an_address(files: Files, backen
             writer.close()
         await asyncio.sleep(0.2)
         assert status(await ask(proxy.port, request(), tls=files.client())) == 200
+
+
+async def test_draining_finishes_what_runs_and_drops_what_has_not_opened(
+    files: Files, backend: ScriptedBackend
+) -> None:
+    backend.script = Script(first_byte_s=1.0)
+    with door(files, backend) as proxy:
+        _, idle = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=files.client())
+        _, silent = await asyncio.open_connection("127.0.0.1", proxy.port)
+        running = asyncio.create_task(ask(proxy.port, request(), tls=files.client()))
+        await until(lambda: bool(backend.requests))
+        proxy.popen.send_signal(signal.SIGTERM)
+        assert status(await running) == 200
+        assert await asyncio.to_thread(proxy.popen.wait, 10) == 0
+        for writer in (idle, silent):
+            writer.close()
 
 
 # -- without a process
