@@ -30,7 +30,7 @@ from cube_mesh.deadlines import NEVER
 from cube_mesh.errors import CubeMeshError, DependencyError, FramingError, InternalError, PeerError
 from cube_mesh.exchange import Exchange
 from cube_mesh.forwarded import certificate_subject
-from cube_mesh.hops import TO_CLIENT
+from cube_mesh.hops import AGENT_ERROR, TO_CLIENT, agent_error
 from cube_mesh.message import Response, error_frame, error_response, render
 from cube_mesh.ports import Transport
 from cube_mesh.service import Service
@@ -446,6 +446,8 @@ class Downstream(asyncio.Protocol):
         exchange.streamed = head.event_stream
         exchange.response_size = len(payload)
         self._last = payload
+        if exchange.attestation is not None:
+            exchange.error = agent_error(head)
         counted = exchange.endpoint is not None and exchange.endpoint.operation != ""
         if counted and done:
             exchange.input_tokens, exchange.output_tokens = read_usage(payload)
@@ -467,7 +469,7 @@ class Downstream(asyncio.Protocol):
             self._response_fields(exchange, head), TO_CLIENT, length, self._close_after, payload, 0, len(payload)
         )
         if done:
-            self._end(exchange, "completed", out)
+            self._end(exchange, _outcome(exchange), out)
         else:
             self._head_written = True
             self.transport.write(out)
@@ -488,7 +490,7 @@ class Downstream(asyncio.Protocol):
             self._usage.add(payload)
         out = frame_chunk(payload, done) if self._chunked_out else payload
         if done:
-            self._end(exchange, "completed", out)
+            self._end(exchange, _outcome(exchange), out)
         else:
             self.transport.write(out)
 
@@ -513,12 +515,11 @@ class Downstream(asyncio.Protocol):
         self._end(exchange, exchange.outcome or "refused", self._own_answer(exchange, response))
 
     def _own_answer(self, exchange: Exchange, response: Response) -> bytes:
+        extra = exchange.answer_fields
+        if self.peer_id and exchange.error is not None:  # the proxy puts on record whose error it was
+            extra += b"%b: %b\r\n" % (AGENT_ERROR, exchange.error.code.encode("ascii"))
         return render(
-            response,
-            exchange.request_id,
-            close=self._close_after,
-            head_only=exchange.method == "HEAD",
-            extra=exchange.answer_fields,
+            response, exchange.request_id, close=self._close_after, head_only=exchange.method == "HEAD", extra=extra
         )
 
     def _fail(self, error: CubeMeshError) -> None:
@@ -649,4 +650,8 @@ class Downstream(asyncio.Protocol):
         self._await_next()
 
 
-
+def _outcome(exchange: Exchange) -> str:
+    """Of an answer that came whole: the backend's, or one in which an agent says that it could not get one."""
+    if exchange.error is None:
+        return "completed"
+    return "failed" if exchange.status >= 500 else "refused"

@@ -7,9 +7,11 @@ from the less trusted side: a client cannot claim an attestation, an upstream ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 
-from cube_mesh._fastpath import FieldSet
+from cube_mesh._fastpath import FieldSet, ResponseHead
+from cube_mesh.errors import DependencyError
 from cube_mesh.exchange import Exchange
 from cube_mesh.trace_context import traceparent_for_upstream
 from cube_mesh.upstream import Pool, UpstreamConnection
@@ -30,6 +32,18 @@ TO_CLIENT = FieldSet(
     names=(*_HOP_BY_HOP, *_INTERNAL, b"x-request-id", b"x-accel-buffering", b"set-cookie", b"alt-svc"),
     prefixes=(*_INTERNAL_PREFIXES, b"access-control-"),  # who may read answers in a browser is the edge's to say
 )
+
+AGENT_ERROR = b"x-cube-error"  # an agent's own answer, not its backend's: the error code, for its proxy alone
+_CODE = re.compile(rb"[a-z][a-z0-9_]{0,63}").fullmatch
+
+
+def agent_error(head: ResponseHead) -> DependencyError | None:
+    """What an agent says it was that kept it from an answer of its backend; None for the backend's answer."""
+    code = head.get(AGENT_ERROR)
+    if code is None:
+        return None
+    name = code.decode("ascii") if _CODE(code) else "unknown"
+    return DependencyError(name, "The upstream server did not give a valid answer.", detail="said by the agent")
 
 
 class Hop:

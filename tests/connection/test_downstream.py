@@ -14,6 +14,7 @@ from cube_mesh.message import Response
 from cube_mesh.ports import Done
 from cube_mesh.settings import Limits
 from tests.connection.wire import OTHER, Rig, settle
+from tests.middleware.fakes import channel
 
 BODY = b'{"model":"m"}'
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer secret\r\nContent-Length: 13\r\n\r\n" + BODY
@@ -470,3 +471,21 @@ async def test_claims_about_attestation_do_not_cross() -> None:
     assert rig.up.take() == SENT
     await rig.answer(OK.replace(b"Content-Type", b"X-Attestation-Ok: true\r\nX-Request-Id: theirs\r\nContent-Type"))
     assert rig.wire.sent == ANSWER
+
+
+async def test_an_agents_own_answer_is_put_on_record_as_its_error() -> None:
+    rig = Rig()
+    await rig.send(POST)
+    rig.upstreams.connections[0].attestation = channel()
+    rig.down._exchange.attestation = channel()  # type: ignore[union-attr]
+    await rig.answer(b"HTTP/1.1 502 Bad Gateway\r\nX-Cube-Error: upstream_timeout\r\nContent-Length: 0\r\n\r\n")
+    assert b"x-cube-error" not in rig.wire.sent.lower()
+    assert rig.ended.error is not None and rig.ended.error.code == "upstream_timeout"
+    assert (rig.ended.outcome, rig.ended.status) == ("failed", 502)
+
+
+async def test_only_an_attested_upstream_is_believed() -> None:
+    rig = Rig()
+    await rig.send(POST)
+    await rig.answer(b"HTTP/1.1 502 Bad Gateway\r\nX-Cube-Error: upstream_timeout\r\nContent-Length: 0\r\n\r\n")
+    assert rig.ended.error is None and rig.ended.outcome == "completed"

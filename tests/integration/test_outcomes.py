@@ -59,7 +59,7 @@ CASES = [
     refused("not JSON", 400, "invalid_json", body=b"{"),
     refused("key twice", 400, "ambiguous_member", body=b'{"model":"a","model":"b","messages":[]}'),
     refused("coded body", 415, "content_encoding", headers=lambda way: {"content-encoding": "gzip"}),
-    Case("backend resets, and the agent answers", 502, "completed", script=Script(status=0)),
+    Case("backend resets, and the agent answers", 502, "failed", "upstream_closed", script=Script(status=0)),
     Case("no answer in time", 504, "failed", "upstream_timeout", script=Script(first_byte_s=2.0)),
     Case("cut stream", 200, "failed", "upstream_closed", body=STREAM, script=Script(cut_after=3), whole=False),
     Case("stall", 200, "failed", "upstream_stream_timeout", body=STREAM, script=Script(stall_after=3), whole=False),
