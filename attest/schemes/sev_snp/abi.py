@@ -5,6 +5,8 @@ Little endian, 1184 bytes, strict: what the specification reserves must be zero.
 
 from __future__ import annotations
 
+import struct
+
 import msgspec
 
 from attest.errors import MalformedEvidence
@@ -27,7 +29,7 @@ REPORT_BYTES = 0x4A0
 SIGNED_BYTES = 0x2A0
 SIGNING_KEYS = {0: "vcek", 1: "vlek"}
 
-# Name: (offset, length). Lengths up to 8 are numbers, longer fields are bytes.
+# Name: (offset, length), by offset. Lengths up to 8 are numbers, but for TCB versions; longer fields are bytes.
 FIELDS: dict[str, tuple[int, int]] = {
     "version": (0x000, 4), "guest_svn": (0x004, 4), "policy": (0x008, 8), "family_id": (0x010, 16),
     "image_id": (0x020, 16), "vmpl": (0x030, 4), "signature_algo": (0x034, 4), "current_tcb": (0x038, 8),
@@ -41,6 +43,18 @@ FIELDS: dict[str, tuple[int, int]] = {
     "signature_r": (0x2A0, 72), "signature_s": (0x2E8, 72),
 }  # fmt: skip
 
+
+def _layout() -> struct.Struct:
+    """``FIELDS`` as one format, so that a report is taken apart by one call."""
+    parts, at = ["<"], 0
+    for name, (offset, length) in FIELDS.items():
+        kind = {1: "B", 4: "I", 8: "Q"}.get(length)
+        parts += [f"{offset - at}x", f"{length}s" if kind is None or name.endswith("_tcb") else kind]
+        at = offset + length
+    return struct.Struct("".join([*parts, f"{REPORT_BYTES - at}x"]))
+
+
+_LAYOUT = _layout()
 # Offsets that must be zero: in every version, and what older versions do not have yet.
 _RESERVED = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0), (0x330, 0x4A0))
 _RESERVED_BEFORE = {3: (0x188, 0x18B), 5: (0x1F8, 0x208)}
@@ -123,59 +137,44 @@ class Report(msgspec.Struct, frozen=True):
         return self.raw[:SIGNED_BYTES]
 
 
+_NOT_AS_THEY_ARE = {"policy", "launch_mitigations", "current_mitigations"}
+_AS_THEY_ARE = sorted(set(Report.__struct_fields__) & set(FIELDS) - _NOT_AS_THEY_ARE)
+    set(Report.__struct_fields__) & set(FIELDS) - {"policy", "launch_mitigations", "current_mitigations"}
+)
+
+
 def parse_report(raw: bytes) -> Report:
     """A report's fields; MalformedEvidence unless length, version, algorithm, key and every reserved byte are right."""
     if len(raw) != REPORT_BYTES:
         raise MalformedEvidence(f"SNP report of {len(raw)} bytes, not {REPORT_BYTES}")
-    version = _number(raw, "version")
+    fields = dict(zip(FIELDS, _LAYOUT.unpack(raw), strict=True))
+    version = fields["version"]
     if version not in _VERSIONS:
         raise MalformedEvidence(f"SNP report version {version}", code="snp_version")
-    if _number(raw, "signature_algo") != _ECDSA_P384_SHA384:
+    if fields["signature_algo"] != _ECDSA_P384_SHA384:
         raise MalformedEvidence("SNP report: signature algorithm is not ECDSA P-384 with SHA-384", code="snp_algorithm")
     _check_reserved(raw, version)
-    flags = _number(raw, "flags")
+    flags = fields["flags"]
     signing_key = SIGNING_KEYS.get(flags >> 2 & 7)
     if signing_key is None or flags >> 5:
         raise MalformedEvidence(f"SNP report: key flags {flags:#x}", code="snp_signing_key")
     return Report(
         raw=raw,
-        version=version,
-        guest_svn=_number(raw, "guest_svn"),
-        policy=_guest_policy(_number(raw, "policy")),
-        family_id=_field(raw, "family_id"),
-        image_id=_field(raw, "image_id"),
-        vmpl=_number(raw, "vmpl"),
-        current_tcb=_field(raw, "current_tcb"),
-        platform_info=_number(raw, "platform_info"),
+        policy=_guest_policy(fields["policy"]),
         author_key_en=bool(flags & 1),
         signing_key=signing_key,
-        report_data=_field(raw, "report_data"),
-        measurement=_field(raw, "measurement"),
-        host_data=_field(raw, "host_data"),
-        id_key_digest=_field(raw, "id_key_digest"),
-        author_key_digest=_field(raw, "author_key_digest"),
-        report_id=_field(raw, "report_id"),
-        report_id_ma=_field(raw, "report_id_ma"),
-        reported_tcb=_field(raw, "reported_tcb"),
-        cpuid=(raw[0x188], raw[0x189], raw[0x18A]),
-        chip_id=_field(raw, "chip_id"),
-        committed_tcb=_field(raw, "committed_tcb"),
-        launch_tcb=_field(raw, "launch_tcb"),
-        current_version=Version(raw[0x1EA], raw[0x1E9], raw[0x1E8]),
-        committed_version=Version(raw[0x1EE], raw[0x1ED], raw[0x1EC]),
-        launch_mitigations=_number(raw, "launch_mitigations") if version >= 5 else None,
-        current_mitigations=_number(raw, "current_mitigations") if version >= 5 else None,
-        signature=(_number(raw, "signature_r"), _number(raw, "signature_s")),
+        cpuid=(fields["cpuid_family"], fields["cpuid_model"], fields["cpuid_stepping"]),
+        current_version=Version(fields["current_major"], fields["current_minor"], fields["current_build"]),
+        committed_version=Version(fields["committed_major"], fields["committed_minor"], fields["committed_build"]),
+        launch_mitigations=fields["launch_mitigations"] if version >= 5 else None,
+        current_mitigations=fields["current_mitigations"] if version >= 5 else None,
+        signature=(_little(fields["signature_r"]), _little(fields["signature_s"])),
+        **{name: fields[name] for name in _AS_THEY_ARE},
     )
 
 
-def _field(raw: bytes, name: str) -> bytes:
-    offset, length = FIELDS[name]
-    return raw[offset : offset + length]
-
-
-def _number(raw: bytes, name: str) -> int:
-    return int.from_bytes(_field(raw, name), "little")
+def _little(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
 
 
 def _check_reserved(raw: bytes, version: int) -> None:
