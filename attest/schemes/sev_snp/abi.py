@@ -139,8 +139,6 @@ class Report(msgspec.Struct, frozen=True):
 
 _NOT_AS_THEY_ARE = {"policy", "launch_mitigations", "current_mitigations"}
 _AS_THEY_ARE = sorted(set(Report.__struct_fields__) & set(FIELDS) - _NOT_AS_THEY_ARE)
-    set(Report.__struct_fields__) & set(FIELDS) - {"policy", "launch_mitigations", "current_mitigations"}
-)
 
 
 def parse_report(raw: bytes) -> Report:
