@@ -150,7 +150,8 @@ def first_report_policy(*platforms: Platform) -> EvidencePolicy:
     """Accepts any genuine evidence of these platforms, pins nothing, and says so in ``unsafe``: for the first look at a
     machine, whose result ``verifier.policy_from_result`` turns into a strict policy. Never for traffic.
     """
-    text = 'id = "first-report"\nunsafe_accept_vtpm_only = true\n'
+    alone = set(platforms) == {"vtpm"}
+    text = 'id = "first-report"\n' + ("unsafe_accept_vtpm_only = true\n" if alone else "")
     return parse_policy(text + "".join(_FIRST_REPORT[name] for name in _FIRST_REPORT if name in platforms))
 
 

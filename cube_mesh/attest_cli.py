@@ -30,7 +30,9 @@ _OPTIONS: dict[str, frozenset[str]] = {
     "bundle": frozenset({"endorsements", "nonce", "jwks"}),
 }
 
+policy_app = typer.Typer(help="Policies for evidence.", no_args_is_help=True)
 app = typer.Typer(help="Verify, explain and show attestation evidence in files; no server.", no_args_is_help=True)
+app.add_typer(policy_app, name="policy")
 
 Scheme = Annotated[
     Literal["sev-snp", "tdx", "vtpm", "azure", "maa", "gcp", "bundle"], typer.Option(help="Kind of evidence.")
@@ -109,6 +111,20 @@ def show(file: Annotated[Path, typer.Argument(help="Any known kind of evidence, 
     except AttestError as error:
         typer.echo(f"cube-mesh: {file}: {error}", err=True)
         raise typer.Exit(MALFORMED) from None
+
+
+@policy_app.command("check")
+def policy_check(file: Annotated[Path, typer.Argument(help="A TOML policy.", dir_okay=False)]) -> None:
+    """Load a policy as a verifier would: its id, digest and the checks that it skips; exit 1 for one that is none."""
+    from attest.errors import PolicyFormatError
+    from attest.policy import load_policy
+
+    try:
+        policy = load_policy(file)
+    except PolicyFormatError as error:
+        typer.echo(f"cube-mesh: {error}", err=True)
+        raise typer.Exit(REJECT) from None
+    print(json.dumps({"id": policy.id, "digest": policy.digest, "unsafe": list(policy.unsafe)}, indent=2))
 
 
 def _case(**given: Any) -> Case:

@@ -184,6 +184,17 @@ def test_a_policy_file_and_words_for_its_mismatches(vectors: Path, tmp_path: Pat
     assert _verdict(*token)[1]["mismatches"][0]["code"] == "part_unknown"
 
 
+def test_policy_check(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('id = "p"\n[gcp]\naudiences = ["a"]\nunsafe_any_image = true\n')
+    code, output = _run("policy", "check", policy)
+    assert code == 0 and json.loads(output)["unsafe"] == ["gcp.unsafe_any_image"]
+    for text in ("", "id = 1", 'id = "p"\n[gcp]\naudiences = []\n', 'id = "p"\n[sgx]\nx = 1\n'):
+        policy.write_text(text)
+        assert _run("policy", "check", policy)[0] == 1
+    assert _run("policy", "check", tmp_path / "absent")[0] == 1
+
+
 def test_explain_says_what_nobody_looked_at(vectors: Path) -> None:
     arguments = [vectors / item if (vectors / item).is_file() else item for item in MAA]
     code, text = _run("explain", *arguments, "--now", "2022-12-24T00:00:00Z")
