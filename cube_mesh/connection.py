@@ -9,8 +9,6 @@ run there, and the last byte of the answer is written only after they (the audit
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import perf_counter
@@ -29,14 +27,13 @@ from cube_mesh.bodies import IncomingBody, UsageTail, ends_in_error, read_member
 from cube_mesh.deadlines import NEVER
 from cube_mesh.errors import CubeMeshError, DependencyError, FramingError, InternalError, PeerError
 from cube_mesh.exchange import Exchange
-from cube_mesh.forwarded import certificate_subject
+from cube_mesh.forwarded import tls_facts
 from cube_mesh.hops import AGENT_ERROR, TO_CLIENT, agent_error
 from cube_mesh.message import Response, error_frame, error_response, render
 from cube_mesh.ports import Transport
-from cube_mesh.service import Service
+from cube_mesh.service import Service, drop
 from cube_mesh.upstream import UpstreamConnection
 
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -56,7 +53,6 @@ class Downstream(asyncio.Protocol):
         self._admitted = address != ""
         self._trusted = False
         self.connected = False
-        self.client_subject = ""
         self._exchange: Exchange | None = None
         self._pending = b""
         self._head_started = False
@@ -87,12 +83,7 @@ class Downstream(asyncio.Protocol):
             self._client_ip = str(peer[0]) if isinstance(peer, tuple) and peer else ""
         self._trusted = service.trust is not None and service.trust.covers(self._client_ip)
         self.peer_id: str = transport.get_extra_info("peer_id") or ""
-        attestation = transport.get_extra_info("attestation")
-        self.client_tls: str = attestation.tls_version if attestation is not None else ""
-        edge_tls = transport.get_extra_info("ssl_object")
-        if edge_tls is not None:
-            self.client_tls = edge_tls.version()
-            self.client_subject = certificate_subject(edge_tls)
+        self.client_tls, self.client_subject = tls_facts(transport)
         transport.set_write_buffer_limits(service.limits.write_high_water, service.limits.write_low_water)
         service.connections.add(self)
         service.sweeper.add(self)
@@ -158,18 +149,11 @@ class Downstream(asyncio.Protocol):
         if exchange is None and self._head_started and not (self._write_paused or self.transport.is_closing()):
             self._reject(FramingError("request_timeout", "The request head did not arrive in time.", 408))
         elif exchange is None or exchange.ended_at or self._write_paused:
-            self._drop()  # idle, still sending what nobody reads, or not taking its answer
+            drop(self.transport)  # idle, still sending what nobody reads, or not taking its answer
         elif now >= self._total_at:
             self._give_up(DependencyError("request_deadline", "The request took too long.", status=504))
         elif self._read_body is not None and not self._keeps_pace(now):
             self._fail(PeerError("request_timeout", "The request body did not arrive in time.", status=408))
-
-    def _drop(self) -> None:
-        """End now. What a client does not take is reset, or the kernel would keep megabytes of it for minutes."""
-        if self.transport.get_write_buffer_size():
-            tcp = self.transport.get_extra_info("socket")
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.transport.abort()
 
     def _keeps_pace(self, now: float) -> bool:
         """At the end of a window: whether enough of a streamed body came in it. While we do not read, it need not."""

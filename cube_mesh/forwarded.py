@@ -149,9 +149,15 @@ def _node(text: str) -> str:
     return normal(address)
 
 
-def certificate_subject(tls: Any) -> str:
-    """Subject of the client's certificate (RFC 4514), "" when it showed none. ``tls``: an ``ssl.SSLObject`` whose
-    context has verified it.
+def tls_facts(transport: Any) -> tuple[str, str]:
+    """TLS version of a connection, and subject (RFC 4514) of the certificate that its context has verified; "" for what
+    there is not. The peer of an attested channel is known by its SPIFFE id, so it has no subject here.
     """
+    attestation = transport.get_extra_info("attestation")
+    if attestation is not None:
+        return attestation.tls_version, ""
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return "", ""
     der = tls.getpeercert(True)
-    return x509.load_der_x509_certificate(der).subject.rfc4514_string() if der else ""
+    return tls.version(), x509.load_der_x509_certificate(der).subject.rfc4514_string() if der else ""

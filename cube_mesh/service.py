@@ -1,7 +1,9 @@
-"""What the connections of one listener share, and how all of them are drained."""
+"""What the connections of one listener share, and how they are drained and dropped."""
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable
 from typing import Protocol
 
@@ -9,8 +11,17 @@ from cube_mesh.admission import Admission
 from cube_mesh.deadlines import Sweeper
 from cube_mesh.forwarded import Trust
 from cube_mesh.message import Response
-from cube_mesh.ports import Chain
+from cube_mesh.ports import Chain, Transport
 from cube_mesh.settings import Limits, Timeouts
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds
+
+
+def drop(transport: Transport) -> None:
+    """End a connection now. What its client does not take is reset, or the kernel would keep it for minutes."""
+    if transport.get_write_buffer_size():
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
 
 
 class Served(Protocol):
