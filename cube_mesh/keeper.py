@@ -23,6 +23,7 @@ from attest.attester import Collector, NoEvidence, evidence_for
 from attest.binding import Claims, Expected, Phase, Role
 from attest.errors import AttestError, UnsupportedEvidence
 from attest.policy import load_policy, parse_policy
+from attest.schemes.sev_snp.collect import SnpCollector
 from attest.schemes.vtpm.collect import TpmCollector
 from attest.verifier import Verifier
 from cube_mesh.errors import ConfigError
@@ -283,9 +284,11 @@ def _collector(settings: Settings, role: Literal["proxy", "agent"]) -> Collector
             return NoEvidence()
         case "vtpm" if role == "agent":
             return _tpm_collector(attestation)
+        case "sev-snp" if role == "agent":
+            return SnpCollector()
         case "simulated-sev-snp" if role == "agent":
             return _simulated_collector(settings)
-    wanted = '"none"' if role == "proxy" else '"vtpm" or "simulated-sev-snp"'
+    wanted = '"none"' if role == "proxy" else '"vtpm", "sev-snp" or "simulated-sev-snp"'
     raise ConfigError(f"a node with role {role} says {wanted}, not {attestation.attester!r}", key=key)
 
 

@@ -196,7 +196,7 @@ class Mesh(Section, frozen=True, kw_only=True):
 
 
 class Attestation(Section, frozen=True, kw_only=True):
-    attester: Literal["", "none", "vtpm", "simulated-sev-snp"] = ""  # agent must choose; a proxy says "none"
+    attester: Literal["", "none", "vtpm", "sev-snp", "simulated-sev-snp"] = ""  # agent must choose; a proxy says "none"
     tcti: str = "device:/dev/tpmrm0"  # TPM access for "vtpm"; swtpm:path=... in development
     pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # PCRs that are quoted
     ak_handle: str = ""  # persistent AK; empty: an AK is created at start
