@@ -38,7 +38,14 @@ class RequestHead(Head):
     @property
     def expect_continue(self) -> bool: ...
     def render(
-        self, target: bytes, fixed: bytes, drop: FieldSet, length: int, data: bytes = ..., pos: int = ..., end: int = ...
+        self,
+        target: bytes,
+        fixed: bytes,
+        drop: FieldSet,
+        length: int,
+        data: bytes = ...,
+        pos: int = ...,
+        end: int = ...,
     ) -> bytes: ...
 
 class ResponseHead(Head):

@@ -351,9 +351,7 @@ class Downstream(asyncio.Protocol):
 
     # -- to the upstream
 
-    def _dispatch(
-        self, exchange: Exchange, data: bytes, pos: int, end: int, length: int, *, complete: bool
-    ) -> None:
+    def _dispatch(self, exchange: Exchange, data: bytes, pos: int, end: int, length: int, *, complete: bool) -> None:
         if complete:
             exchange.request_size = end - pos
             exchange.body_at = perf_counter()

@@ -53,7 +53,7 @@ def error_response(error: CubeMeshError) -> Response:
 
 
 def error_frame(error: CubeMeshError) -> bytes:
-    """The terminal frame of a broken event stream: one ``data:`` line; the connection ends behind it, without [DONE]."""
+    """The terminal frame of a broken event stream: one ``data:`` line, and no [DONE] behind it."""
     return b"data: " + error_body(error) + b"\n\n"
 
 

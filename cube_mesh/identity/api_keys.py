@@ -37,8 +37,7 @@ def hash_key(key: str) -> str:
 
 
 def key_table(keys: Iterable[ApiKey], domain_ids: frozenset[str]) -> dict[bytes, Principal]:
-    """Digest to principal. Raises ConfigError for a malformed or doubled id or hash, or a domain that does not exist.
-    """
+    """Digest to principal. ConfigError for a malformed or doubled id or hash, or a domain that does not exist."""
     table: dict[bytes, Principal] = {}
     ids: set[str] = set()
     for key in keys:

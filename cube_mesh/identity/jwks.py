@@ -61,8 +61,7 @@ class RemoteKeys:
         return self._running is not None or self._now() - self._tried_at >= MIN_REFRESH_S
 
     async def refresh(self) -> None:
-        """Fetch once; callers that come while it runs share it. Failure keeps the old keys and is logged, not raised.
-        """
+        """Fetch once; callers that come meanwhile share it. Failure keeps the old keys and is logged, not raised."""
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._once())
         await asyncio.shield(self._running)

@@ -36,7 +36,8 @@ from cube_mesh.settings import Limits, Settings
 from cube_mesh.telemetry.metrics import Metrics as Numbers
 
 CHAIN = (
-    "request_id", "tenant", "cors", "load", "authn", "audit", "authz", "logging", "tracing", "metrics", "route", "forward",
+    "request_id", "tenant", "cors", "load", "authn", "audit", "authz", "logging", "tracing", "metrics", "route",
+    "forward",
 )  # fmt: skip
 AGENT_CHAIN = ("request_id", "peer", "load", "logging", "tracing", "metrics", "route", "forward")
 

@@ -10,8 +10,7 @@ from cube_mesh.ports import Authenticator, Principal
 
 
 class Authn:
-    """Gate. Sets the principal; 401 ``missing_credentials`` or ``invalid_api_key``, the same phrase for every reason.
-    """
+    """Gate. Sets the principal; 401 ``missing_credentials`` or ``invalid_api_key``, one phrase for every reason."""
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticate = authenticator.authenticate

@@ -11,8 +11,7 @@ from cube_mesh.exchange import Exchange
 
 
 class Tracing:
-    """Observer. Records what is sampled, and every failure. ``build`` makes spans of an exchange, ``emit`` takes one.
-    """
+    """Observer. Records what is sampled, and every failure. ``build`` makes an exchange's spans, ``emit`` takes one."""
 
     def __init__(self, build: Callable[[Exchange], list[Any]], emit: Callable[[Any], None]) -> None:
         self._build = build

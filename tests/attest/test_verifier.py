@@ -374,7 +374,12 @@ def test_none_is_for_clients_that_the_policy_accepts_by_name() -> None:
 
 def test_other_claims_under_a_genuine_quote() -> None:
     """The quote is genuine and for its claims; the claims are of another channel."""
-    for change in ({"nonce": b"x" * 32}, {"spki_hash": b"x" * 32}, {"role": Role.CLIENT}, {"node_id": "spiffe://x/agent/y"}):
+    for change in (
+        {"nonce": b"x" * 32},
+        {"spki_hash": b"x" * 32},
+        {"role": Role.CLIENT},
+        {"node_id": "spiffe://x/agent/y"},
+    ):
         raw = evidence_for(TPM, msgspec.structs.replace(CLAIMS, **change))
         assert _codes(VTPM_POLICY, raw) == ["binding_mismatch"]
     swapped = decode_evidence(evidence_for(TPM, msgspec.structs.replace(CLAIMS, nonce=b"x" * 32)))

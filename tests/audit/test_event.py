@@ -83,7 +83,8 @@ def test_what_is_unknown_is_null_and_nothing_is_guessed() -> None:
     made = event(end(passing, 400, "refused"))
     empty = {name for name, value in made.items() if value is None}
     assert empty == {
-        "endpoint", "client_tls_subject", "user_agent", "upstream_ms", "first_byte_ms", "model", "temperature", "max_tokens", "input_tokens",
+        "endpoint", "client_tls_subject", "user_agent", "upstream_ms", "first_byte_ms", "model",
+        "temperature", "max_tokens", "input_tokens",
         "output_tokens", "route", "upstream", "upstream_status", "session", "auth_method", "attestation_ok",
         "attestation_error", "attestation_type", "attestation_mode", "attestation_nonce", "attestation_report",
         "atls_handshake_ms", "tls_version", "cipher_suite", "peer_id", "peer_cert_issuer", "peer_cert_serial",

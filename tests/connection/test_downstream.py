@@ -17,7 +17,10 @@ from tests.connection.wire import OTHER, Rig, settle
 from tests.middleware.fakes import channel
 
 BODY = b'{"model":"m"}'
-POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer secret\r\nContent-Length: 13\r\n\r\n" + BODY
+POST = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer secret\r\nContent-Length: 13\r\n\r\n"
+    + BODY
+)
 SENT = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: up:1\r\nx-request-id: r1\r\n"
     b"traceparent: 00-00000000000000000000000000000001-0000000000000001-00\r\ncontent-length: 13\r\n\r\n" + BODY
@@ -125,7 +128,11 @@ async def test_expect_continue_is_answered_only_after_the_gates() -> None:
 
 @pytest.mark.parametrize(
     ("body", "code"),
-    [(b'{"model":"a","Model":"b"}', "ambiguous_member"), (b'{"model":', "invalid_json"), (b'{"model":7}', "invalid_member")],
+    [
+        (b'{"model":"a","Model":"b"}', "ambiguous_member"),
+        (b'{"model":', "invalid_json"),
+        (b'{"model":7}', "invalid_member"),
+    ],
 )
 async def test_a_body_we_cannot_trust_is_refused_and_the_connection_lives(body: bytes, code: str) -> None:
     rig = Rig()
@@ -467,7 +474,9 @@ async def test_the_end_of_draining_cuts_with_an_honest_end() -> None:
 
 async def test_claims_about_attestation_do_not_cross() -> None:
     rig = Rig()
-    await rig.send(POST.replace(b"Host: h", b"Host: h\r\nX-Attestation-Ok: true\r\nX-Forwarded-For: 6.6.6.6\r\nCookie: c"))
+    await rig.send(
+        POST.replace(b"Host: h", b"Host: h\r\nX-Attestation-Ok: true\r\nX-Forwarded-For: 6.6.6.6\r\nCookie: c")
+    )
     assert rig.up.take() == SENT
     await rig.answer(OK.replace(b"Content-Type", b"X-Attestation-Ok: true\r\nX-Request-Id: theirs\r\nContent-Type"))
     assert rig.wire.sent == ANSWER

@@ -138,9 +138,7 @@ async def test_the_answer_to_head_has_a_length_and_no_body(mesh: bool) -> None:
     assert rig.wire.sent.endswith(b"content-length: 51\r\n\r\n") and not rig.up.closed
     await rig.send(HEADLESS)
     await rig.answer(OK)
-    assert rig.up.closed and USAGE not in rig.wire.sent, (
-        "a body where none may be: this connection is not used"
-    )
+    assert rig.up.closed and USAGE not in rig.wire.sent, "a body where none may be: this connection is not used"
     assert rig.wire.sent.count(b"HTTP/1.1 200") == 2
 
 
@@ -174,7 +172,8 @@ async def test_an_upstream_that_leaves_in_the_middle_of_a_request(mesh: bool) ->
 
 
 INTERNAL = (
-    b"X-Attestation-Ok: true", b"x-cube-domain: d", b"X-ATLS-Mode: m", b"X-Tls-Version: 9", b"X-Guardrails-Result: pass",
+    b"X-Attestation-Ok: true", b"x-cube-domain: d", b"X-ATLS-Mode: m", b"X-Tls-Version: 9",
+    b"X-Guardrails-Result: pass",
     b"X-Event-Type: e", b"X-Domain-Id: d", b"X-Request-Id: theirs", b"Set-Cookie: a=b", b"Alt-Svc: h3",
     b"Access-Control-Allow-Origin: *", b"Keep-Alive: 5", b"Proxy-Authenticate: x", b"Trailer: x", b"Connection: x-mine",
     b"X-Mine: named by connection",

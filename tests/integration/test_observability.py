@@ -8,6 +8,7 @@ import json
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -68,8 +69,11 @@ async def test_prometheus_scrapes_both_nodes(way: Way, tmp_path: Path) -> None:
 
         def value(expression: str) -> float:
             query = urllib.parse.urlencode({"query": expression})
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=5) as answer:
-                result = json.load(answer)["data"]["result"]
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=5) as answer:
+                    result = json.load(answer)["data"]["result"]
+            except urllib.error.HTTPError:  # it listens before it is ready
+                return 0.0
             return sum(float(row["value"][1]) for row in result)
 
         server.wait_until("a scrape of both", lambda: value("up") == 2, 30)

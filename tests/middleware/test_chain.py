@@ -70,7 +70,8 @@ async def later(value: Any) -> Any:
 
 def test_the_documented_order() -> None:
     assert CHAIN == (
-        "request_id", "tenant", "cors", "load", "authn", "audit", "authz", "logging", "tracing", "metrics", "route", "forward",
+        "request_id", "tenant", "cors", "load", "authn", "audit", "authz", "logging", "tracing", "metrics", "route",
+        "forward",
     )  # fmt: skip
     assert AGENT_CHAIN == ("request_id", "peer", "load", "logging", "tracing", "metrics", "route", "forward")
     built = Mesh().chain
