@@ -16,9 +16,9 @@ from tests.fuzz import seeds
 from tests.fuzz.build import OUTPUT, build, environment
 
 MAX_LEN = 480
-# Short stacks for allocations and a small quarantine: three times the executions. --input has whole ones. With fewer than
-# two frames the leak sanitizer would take every leak for reachable. It looks after an execution that kept memory; at exit
-# it would find libFuzzer's own.
+# Short stacks for allocations and a small quarantine: three times the executions. --input has whole ones. With fewer
+# than two frames the leak sanitizer would take every leak for reachable. It looks after an execution that kept memory;
+# at exit it would find libFuzzer's own.
 _FAST = "malloc_context_size=2:leak_check_at_exit=0:quarantine_size_mb=8:max_malloc_fill_size=0:max_redzone=16"
 _STATS = re.compile(r"^stat::(\w+): +(\d+)$", re.MULTILINE)
 

@@ -26,11 +26,13 @@ extern "C" int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    // A fuzzer that cannot fail proves nothing: a test asks for each of the two ways.
+    // A fuzzer that cannot fail proves nothing: a test asks for each of the three ways.
     if (self_test && size >= 4 && memcmp(data, "read", 4) == 0)
         return ((volatile const uint8_t *)data)[size] == 255 ? 1 : 0;
     if (self_test && size >= 4 && memcmp(data, "hold", 4) == 0)
         PyErr_SetString(PyExc_AssertionError, "self test");
+    if (self_test && size >= 4 && memcmp(data, "leak", 4) == 0)
+        *static_cast<volatile char *>(malloc(100)) = 1;
     if (PyErr_Occurred() != NULL || fuzz_one(data, size) < 0) {
         PyErr_Print();
         abort();

@@ -36,11 +36,15 @@ def test_a_short_search_finds_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("data", "report"),
-    [(b"read", "AddressSanitizer: heap-buffer-overflow"), (b"hold", "AssertionError: self test")],
+    [
+        (b"read", "AddressSanitizer: heap-buffer-overflow"),
+        (b"leak", "LeakSanitizer: detected memory leaks"),
+        (b"hold", "AssertionError: self test"),
+    ],
 )
 def test_it_can_fail(data: bytes, report: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "input").write_bytes(data)
     monkeypatch.setenv("FUZZ_SELF_TEST", "1")
     assert environment()["FUZZ_SELF_TEST"] == "1"
-    code, output = fuzz(str(tmp_path / "input"), fast=False)
+    code, output = fuzz(str(tmp_path / "input"))
     assert code != 0 and re.search(report, output), output[-4000:]
