@@ -125,6 +125,14 @@ def read_usage(data: bytes) -> tuple[int | None, int | None]:
     return given, made
 
 
+_DONE = (b"[DONE]\n\n", b"[DONE]\r\n\r\n", b"[DONE]\n", b"[DONE]\r\n")  # text of a model has no raw line feed
+
+
+def ends_stream(last: bytes, piece: bytes) -> bool:
+    """Whether readers of an event stream take the end of ``piece``, which follows ``last``, for the stream's end."""
+    return piece.endswith(_DONE) or (len(piece) < 10 and (last + piece).endswith(_DONE))
+
+
 def ends_in_error(piece: bytes) -> bool:
     """Whether the last piece of an event stream ended with a whole error frame, so that its reader knows already."""
     if not piece.endswith(b"\n\n"):

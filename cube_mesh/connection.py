@@ -23,7 +23,7 @@ from cube_mesh._fastpath import (
     frame_chunk,
     scan_request,
 )
-from cube_mesh.bodies import IncomingBody, UsageTail, ends_in_error, read_members, read_usage
+from cube_mesh.bodies import IncomingBody, UsageTail, ends_in_error, ends_stream, read_members, read_usage
 from cube_mesh.deadlines import NEVER
 from cube_mesh.errors import CubeMeshError, DependencyError, FramingError, InternalError, PeerError
 from cube_mesh.exchange import Exchange
@@ -34,6 +34,8 @@ from cube_mesh.ports import Transport
 from cube_mesh.service import Service, drop
 from cube_mesh.upstream import UpstreamConnection
 
+_END_S = 1.0  # from [DONE] to the end of the body
+_TINY = 16  # a piece that is too short to tell what it ends
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -42,7 +44,7 @@ class Downstream(asyncio.Protocol):
 
     __slots__ = (
         "_admitted", "_body", "_chunked_out", "_client_ip", "_close_after", "_collected", "_exchange", "_gone",
-        "_head_started", "_head_written", "_last", "_lingered", "_lingering", "_pending", "_read_body",
+        "_head_started", "_head_written", "_held", "_last", "_lingered", "_lingering", "_pending", "_read_body",
         "_reading_paused", "_service", "_task", "_total_at", "_trusted", "_upstream", "_usage", "_write_paused",
         "client_subject", "client_tls", "connected", "deadline", "peer_id", "transport",
     )  # fmt: skip
@@ -66,6 +68,7 @@ class Downstream(asyncio.Protocol):
         self._lingered = 0
         self._gone = False
         self._usage: UsageTail | None = None
+        self._held = b""  # the end of a stream, as its client sees it, until the event is on record
         self.deadline = NEVER
 
     # -- life of the connection
@@ -447,6 +450,9 @@ class Downstream(asyncio.Protocol):
             length = head.content_length if head.framing == FRAMING_LENGTH else -2 if self._chunked_out else -1
             self._close_after |= length == -1
         self._close_after |= self._read_body is not None or self._service.draining
+        if not done and head.event_stream and ends_stream(b"", payload):
+            self._hold_end(payload)
+            payload = b""
         out = head.render(
             self._response_fields(exchange, head), TO_CLIENT, length, self._close_after, payload, 0, len(payload)
         )
@@ -467,14 +473,27 @@ class Downstream(asyncio.Protocol):
         assert exchange is not None
         exchange.response_size += len(payload)
         exchange.frames += 1
-        self._last = payload
         if self._usage is not None:
             self._usage.add(payload)
+        if self._held:
+            payload, self._held = self._held + payload, b""
+        if not done and exchange.streamed and ends_stream(self._last, payload):
+            self._hold_end(payload)
+            return
+        self._last = payload if len(payload) >= _TINY else (self._last + payload)[-1024:]
         out = frame_chunk(payload, done) if self._chunked_out else payload
         if done:
             self._end(exchange, _outcome(exchange), out)
         else:
             self.transport.write(out)
+
+    def _hold_end(self, payload: bytes) -> None:
+        """A client stops reading at ``[DONE]``: what it takes for the end goes out when the event is on record. The
+        rest of the framing follows at once; if it does not, the answer is whole without it.
+        """
+        self._held = payload
+        if self._upstream is not None:
+            self._upstream.deadline = perf_counter() + _END_S
 
     def upstream_failed(self, error: DependencyError) -> None:
         self._upstream = None
@@ -511,6 +530,11 @@ class Downstream(asyncio.Protocol):
         if exchange is None:
             return
         self._cancel_upstream()
+        if self._held:
+            held, self._held = self._held, b""
+            self._close_after |= not self._chunked_out
+            self._end(exchange, _outcome(exchange), frame_chunk(held, True) if self._chunked_out else held)
+            return
         exchange.error = error
         outcome = "refused" if isinstance(error, PeerError) else "failed"
         unread = self._read_body is not None
@@ -559,6 +583,7 @@ class Downstream(asyncio.Protocol):
 
     def _forget(self) -> None:
         self._exchange = None
+        self._held = b""
         self._service.admission.running -= 1
 
     def _release(self, out: bytes | None, *, cut: bool) -> None:

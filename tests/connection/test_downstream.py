@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cube_mesh._fastpath import frame_chunk
+from cube_mesh._fastpath import ChunkedReader, frame_chunk
 from cube_mesh.errors import DependencyError
 from cube_mesh.exchange import Exchange
 from cube_mesh.message import Response
@@ -159,6 +159,11 @@ async def test_no_request_at_all() -> None:
 # -- streams
 
 
+def unchunked(sent: bytes) -> bytes:
+    """The body so far of a chunked answer."""
+    return ChunkedReader().feed(sent, sent.index(b"\r\n\r\n") + 4)
+
+
 async def test_events_go_out_as_they_come() -> None:
     rig = Rig()
     await rig.send(POST)
@@ -171,6 +176,45 @@ async def test_events_go_out_as_they_come() -> None:
     await rig.answer(b"0\r\n\r\n")
     assert rig.wire.take() == b"0\r\n\r\n"
     assert rig.ended.streamed and rig.ended.outcome == "completed"
+
+
+DONE = b"data: 1\n\ndata: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("cut", [1, 3, 13, 22, len(DONE)])
+async def test_a_client_sees_done_only_when_the_event_is_on_record(cut: int) -> None:
+    rig = Rig()
+    waiting: list[Done] = []
+    rig.chain.on_leave = lambda exchange, done: waiting.append(done)
+    await rig.send(POST)
+    await rig.answer(SSE, *[frame_chunk(DONE[i : i + cut], False) for i in range(0, len(DONE), cut)])
+    assert b"[DONE]\n" not in unchunked(rig.wire.sent) and not waiting
+    await rig.answer(b"0\r\n\r\n")
+    assert b"[DONE]\n" not in unchunked(rig.wire.sent)
+    waiting[0](None)
+    assert unchunked(rig.wire.sent) == DONE and rig.wire.sent.endswith(b"0\r\n\r\n")
+    assert (rig.ended.outcome, rig.ended.response_size) == ("completed", len(DONE))
+
+
+async def test_a_stream_that_comes_in_one_piece_without_its_last_chunk() -> None:
+    rig = Rig()
+    await rig.send(POST)
+    await rig.answer(SSE + frame_chunk(DONE, False))
+    assert rig.wire.sent.endswith(b"\r\n\r\n") and unchunked(rig.wire.sent) == b""
+    await rig.answer(b"0\r\n\r\n")
+    assert unchunked(rig.wire.sent) == DONE
+
+
+@pytest.mark.parametrize("how", ["closed", "silent"])
+async def test_after_done_an_answer_is_whole_without_its_last_chunk(how: str) -> None:
+    rig = Rig()
+    await rig.send(POST)
+    await rig.answer(SSE + frame_chunk(DONE, False))
+    upstream = rig.upstreams.connections[0]
+    assert upstream.deadline < 1e9, "it is not waited for without limit"
+    upstream.connection_lost(None) if how == "closed" else upstream.on_deadline(0.0)
+    assert unchunked(rig.wire.sent) == DONE and rig.wire.sent.endswith(b"0\r\n\r\n")
+    assert (rig.ended.outcome, rig.ended.error) == ("completed", None) and not rig.wire.closed
 
 
 async def test_a_stream_for_an_old_client_ends_with_the_connection() -> None:
