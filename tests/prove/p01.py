@@ -147,7 +147,8 @@ def micro(full: bool, scratch: Path) -> Held:
 
 
 def load(full: bool, scratch: Path) -> Held:
-    """Held when the run is valid. The ratio that the third issue demands is noted as an aim that is met or not."""
+    """Held when it ran. Whether the machine was quiet enough for the run to be valid, and whether the ratio is the one
+    that the third issue demands, is noted: this issue asks for the figures."""
     shape = ["--rounds", "7", "--seconds", "3"] if full else ["--rounds", "1", "--seconds", "1"]
     out = scratch / "load.json"
     command = ["python", "-m", "bench.load", *shape]
@@ -156,7 +157,8 @@ def load(full: bool, scratch: Path) -> Held:
         return Held(False, {"exit_code": done.returncode}, " ".join(command))
     found = json.loads(out.read_text())
     ratio = found["rows"]["cube-mesh"]["ratio"]["cpu_us"]
-    return Held(found["valid"], {**found, "cpu_ratio": ratio, "aim_2.0_met": ratio <= 2.0}, " ".join(command))
+    held = done.returncode == 0 and ratio > 0
+    return Held(held, {**found, "cpu_ratio": ratio, "aim_2.0_met": ratio <= 2.0}, " ".join(command))
 
 
 def quality(full: bool, scratch: Path) -> Held:

@@ -60,7 +60,13 @@ class Finished:
 
 
 def timed(argv: list[str], directory: Path, **environ: str) -> Finished:
-    """Run a command to its end; its output, both streams together, is kept and its last lines shown on failure."""
+    """Run a command to its end; its output, both streams together, is kept and its last lines shown on failure.
+
+    A clone is told where the vectors are: they lie beside the checkout, not beside the clone.
+    """
+    environ.setdefault(
+        "CUBE_MESH_VECTORS", os.environ.get("CUBE_MESH_VECTORS", str(ROOT.parent / "shared" / "vectors"))
+    )
     start = time.monotonic()
     done = subprocess.run(
         argv, cwd=directory, env={**os.environ, **environ}, stdin=subprocess.DEVNULL,
