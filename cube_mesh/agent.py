@@ -13,10 +13,7 @@ from cube_mesh.middleware import agent_chain
 from cube_mesh.parts import Parts, route_table
 from cube_mesh.service import Service
 from cube_mesh.targets import build_targets
-from cube_mesh.tls.connector import AttestedServer, log_gate
-from cube_mesh.tls.port import GateEvent
-
-DEFAULT_PORT = 8901
+from cube_mesh.tls.connector import AttestedServer
 
 
 class AgentRole:
@@ -48,16 +45,12 @@ class AgentRole:
             partial(Downstream, self.service),
             settings.attestation,
             settings.mesh.allowed_proxies,
-            on_gate=self._on_gate,
+            on_gate=parts.on_gate,
         )
-
-    def _on_gate(self, event: GateEvent) -> None:
-        log_gate(event)
-        self._parts.count_gate(event)
 
     async def start(self) -> None:
         listen = self._parts.settings.listen
-        socket = bind(listen.host, listen.port or DEFAULT_PORT, listen.backlog)
+        socket = bind(listen.host, listen.port, listen.backlog)
         await self._keeper.start()
         self._parts.health.checks["leaf"] = self._leaf_missing
         self._server = await asyncio.get_running_loop().create_server(self._front, sock=socket)

@@ -445,7 +445,6 @@ class Downstream(asyncio.Protocol):
                 length = head.content_length if head.status >= 200 else -1
             self._chunked_out = False
         else:
-            exchange.frames = 1 if payload else 0
             self._chunked_out = head.framing != FRAMING_LENGTH and exchange.head.minor == 1
             length = head.content_length if head.framing == FRAMING_LENGTH else -2 if self._chunked_out else -1
             self._close_after |= length == -1
@@ -472,7 +471,6 @@ class Downstream(asyncio.Protocol):
         exchange = self._exchange
         assert exchange is not None
         exchange.response_size += len(payload)
-        exchange.frames += 1
         if self._usage is not None:
             self._usage.add(payload)
         if self._held:

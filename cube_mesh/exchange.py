@@ -26,7 +26,7 @@ class Exchange:
         "request_size", "response_size", "status", "upstream_status", "error", "outcome", "streamed",
         "answer_fields",
         "input_tokens", "output_tokens", "attestation",
-        "started_wall", "started_at", "body_at", "forwarded_at", "first_byte_at", "ended_at", "frames", "left",
+        "started_wall", "started_at", "body_at", "forwarded_at", "first_byte_at", "ended_at", "left",
     )  # fmt: skip
 
     def __init__(self, head: RequestHead, client_ip: str) -> None:
@@ -72,5 +72,4 @@ class Exchange:
         self.forwarded_at = 0.0  # first byte written upstream
         self.first_byte_at = 0.0  # first response body byte
         self.ended_at = 0.0
-        self.frames = 0  # body pieces relayed
         self.left = False  # the observers have run; set by the chain

@@ -60,10 +60,10 @@ def check_plain(listen: Listen) -> None:
         )
 
 
-def bind_edge(listen: Listen, default_port: int) -> socket.socket:
+def bind_edge(listen: Listen) -> socket.socket:
     """The socket that tenants connect to. Raises ConfigError."""
     check_plain(listen)
-    return bind(listen.host, listen.port or default_port, listen.backlog)
+    return bind(listen.host, listen.port, listen.backlog)
 
 
 class Opened(Protocol):

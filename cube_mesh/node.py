@@ -38,7 +38,6 @@ from cube_mesh.telemetry.metrics import Metrics, NodeCollector, registry
 Role: TypeAlias = Literal["proxy", "agent"]
 EX_FAILURE, EX_CONFIG = 1, 78
 _POLL_S = 0.02
-_DEFAULT_METRICS_PORT = {"proxy": 8910, "agent": 8911}
 _log = logging.getLogger("cube_mesh.node")
 
 
@@ -159,8 +158,7 @@ class Node:
         paths = {"/metrics": self._metrics, **self._health.paths()}
         limits, timeouts = self._settings.limits, self._settings.timeouts
         service = Service(NothingHere(), limits, timeouts, self._parts.sweeper, paths, self._numbers.protocol_error)
-        port = metrics.port or _DEFAULT_METRICS_PORT[self._role_name]
-        socket = bind(metrics.host, port, 16)
+        socket = bind(metrics.host, metrics.port, 16)
         self._local = await asyncio.get_running_loop().create_server(partial(Downstream, service), sock=socket)
 
     def _metrics(self, query: bytes) -> Response:

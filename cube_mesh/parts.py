@@ -16,6 +16,7 @@ from cube_mesh.routes import RouteTable
 from cube_mesh.settings import RouteRule, Settings, Upstream
 from cube_mesh.telemetry.metrics import Metrics, NodeCollector
 from cube_mesh.telemetry.spans import Export, SpanBuilder
+from cube_mesh.tls.connector import log_gate
 from cube_mesh.tls.port import GateEvent
 
 
@@ -57,8 +58,9 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
         endpoint = self.settings.tracing.otlp_endpoint
         return Export(endpoint) if endpoint else None
 
-    def count_gate(self, event: GateEvent) -> None:
-        """One decision of an attestation gate, for the metrics."""
+    def on_gate(self, event: GateEvent) -> None:
+        """One decision of an attestation gate, for the log and the metrics."""
+        log_gate(event)
         verdict = "accept" if event.reason == "ok" else "refuse"
         self.numbers.attestation(event.side, verdict, event.reason, event.platform, event.duration_ms / 1e3)
 

@@ -18,12 +18,9 @@ from cube_mesh.ports import Connector
 from cube_mesh.service import Service
 from cube_mesh.settings import Upstream
 from cube_mesh.targets import build_targets, split_url
-from cube_mesh.tls.connector import AttestedConnector, log_gate
+from cube_mesh.tls.connector import AttestedConnector
 from cube_mesh.tls.control import ControlLink
 from cube_mesh.tls.edge import EdgeCertificate
-from cube_mesh.tls.port import GateEvent
-
-DEFAULT_PORT = 8900
 
 
 class ProxyRole:
@@ -81,17 +78,13 @@ class ProxyRole:
     def _attested(self, upstream: Upstream, host: str, port: int) -> Connector:
         assert self._keeper is not None
         attestation = self._parts.settings.attestation
-        connector = AttestedConnector(upstream, self._keeper, attestation, on_gate=self._on_gate)
+        connector = AttestedConnector(upstream, self._keeper, attestation, on_gate=self._parts.on_gate)
         self._links[upstream.name] = ControlLink(connector)
         return connector
 
-    def _on_gate(self, event: GateEvent) -> None:
-        log_gate(event)
-        self._parts.count_gate(event)
-
     async def start(self) -> None:
         parts, listen = self._parts, self._parts.settings.listen
-        socket = bind_edge(listen, DEFAULT_PORT)
+        socket = bind_edge(listen)
         parts.health.checks["identity"] = self._authenticator.not_ready
         if self._keeper is not None:
             await self._keeper.start()
