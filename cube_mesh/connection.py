@@ -45,7 +45,8 @@ class Downstream(asyncio.Protocol):
     __slots__ = (
         "_admitted", "_body", "_chunked_out", "_client_ip", "_close_after", "_collected", "_exchange", "_gone",
         "_head_started", "_head_written", "_held", "_last", "_lingered", "_lingering", "_pending", "_read_body",
-        "_reading_paused", "_service", "_task", "_total_at", "_trusted", "_upstream", "_usage", "_write_paused",
+        "_reading_paused", "_service", "_skip", "_task", "_total_at", "_trusted", "_upstream", "_usage",
+        "_write_paused",
         "client_subject", "client_tls", "connected", "deadline", "peer_id", "transport",
     )  # fmt: skip
 
@@ -66,6 +67,7 @@ class Downstream(asyncio.Protocol):
         self._close_after = False
         self._lingering = False
         self._lingered = 0
+        self._skip = 0  # bytes of a refused request's body that have not come yet
         self._gone = False
         self._usage: UsageTail | None = None
         self._held = b""  # the end of a stream, as its client sees it, until the event is on record
@@ -184,6 +186,10 @@ class Downstream(asyncio.Protocol):
             if self._lingered > self._service.limits.max_linger_bytes:
                 self.transport.abort()
             return
+        if self._skip:
+            data = self._skipped(data)
+            if not data:
+                return
         exchange = self._exchange
         if exchange is None and not self._write_paused:
             if self._pending:
@@ -196,6 +202,14 @@ class Downstream(asyncio.Protocol):
             self._hold_next(data)
         else:
             self._hold(data)
+
+    def _skipped(self, data: bytes) -> bytes:
+        """What lies behind the rest of a refused request's body."""
+        skip = self._skip
+        self._skip = max(0, skip - len(data))
+        if self._exchange is None and not (self._skip or self._write_paused):
+            self.deadline = perf_counter() + self._service.timeouts.idle_s
+        return data[skip:]
 
     def _hold_next(self, data: bytes) -> None:
         """Bytes behind a whole request: the next one, which its client did not wait to send."""
@@ -500,13 +514,15 @@ class Downstream(asyncio.Protocol):
     # -- the end
 
     def _refuse(self, exchange: Exchange, response: Response, data: bytes, pos: int) -> None:
-        """A gate said no. The body that is already here is skipped; for one that is not, the connection closes."""
+        """A gate said no. A body of moderate, known length is skipped; behind any other the connection closes. The head
+        alone decides: how much of the body is already here is chance."""
         head = exchange.head
-        available = len(data) - pos
-        if head.framing == FRAMING_NONE or (head.framing == FRAMING_LENGTH and available >= head.content_length):
-            rest = data[pos + max(0, head.content_length) :]
-            if rest:
-                self._hold_next(rest)
+        length = max(0, head.content_length)
+        known = head.framing != FRAMING_CHUNKED and not head.expect_continue
+        if known and response.status != 413 and length <= self._service.limits.max_linger_bytes:
+            self._skip = max(0, length - (len(data) - pos))
+            if len(data) - pos > length:
+                self._hold_next(data[pos + length :])
         else:
             self._close_after = self._lingering = True
         exchange.status = response.status
@@ -603,7 +619,8 @@ class Downstream(asyncio.Protocol):
         if self._write_paused:
             self._pause_reading()
             return
-        self.deadline = perf_counter() + self._service.timeouts.idle_s
+        timeouts = self._service.timeouts
+        self.deadline = perf_counter() + (timeouts.linger_s if self._skip else timeouts.idle_s)
         self._resume_reading()
         if self._pending:
             asyncio.get_running_loop().call_soon(self._next)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from time import perf_counter
 
 import pytest
 
@@ -124,6 +125,40 @@ async def test_expect_continue_is_answered_only_after_the_gates() -> None:
     await refusing.send(head)
     assert refusing.wire.sent.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
     assert refusing.wire.eof and not refusing.upstreams.wires
+
+
+@pytest.mark.parametrize("cut", [1, 7, len(POST) - len(BODY), len(POST)])
+async def test_a_refused_body_is_skipped_however_it_comes(cut: int) -> None:
+    rig = Rig()
+    rig.chain.verdict = Response(403, b"{}")
+    twice = POST * 2
+    await rig.send(*[twice[i : i + cut] for i in range(0, len(twice), cut)])
+    await settle()
+    assert [one.status for one in rig.chain.ended] == [403, 403]
+    rig.chain.verdict = None
+    await rig.send(POST)
+    assert rig.up.take() == SENT and not rig.wire.closed
+
+
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [(b"Content-Length: 4194305", 403), (b"Transfer-Encoding: chunked", 403), (b"Content-Length: 9", 413)],
+)
+async def test_a_refused_body_that_is_long_unbounded_or_too_much_closes(field: bytes, status: int) -> None:
+    rig = Rig()
+    rig.chain.verdict = Response(status, b"{}")
+    await rig.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\n" + field + b"\r\n\r\n")
+    assert b"\r\nconnection: close\r\n" in rig.wire.take() and rig.wire.eof
+
+
+async def test_a_refused_body_that_does_not_come_is_waited_for_a_moment() -> None:
+    rig = Rig()
+    rig.chain.verdict = Response(403, b"{}")
+    await rig.send(POST[:-1])
+    linger, idle = rig.service.timeouts.linger_s, rig.service.timeouts.idle_s
+    assert rig.down.deadline < perf_counter() + linger
+    await rig.send(POST[-1:])
+    assert rig.down.deadline > perf_counter() + idle - linger
 
 
 @pytest.mark.parametrize(
