@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Protocol
 
 SWEEP_S = 0.1
+_AT_ONCE = 16  # ended before others get their turn: a thousand that came together are over together
 NEVER = float("inf")
 
 
@@ -27,7 +28,8 @@ class Sweeper:
 
     def __init__(self) -> None:
         self._members: set[Mortal] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._over: list[Mortal] = []
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
         self.add = self._members.add
         self.discard = self._members.discard
 
@@ -44,7 +46,19 @@ class Sweeper:
 
     def _sweep(self) -> None:
         now = perf_counter()
-        for member in [m for m in self._members if m.deadline < now]:
-            member.deadline = NEVER
-            member.on_deadline(now)
-        self._timer = self._loop.call_later(SWEEP_S, self._sweep)
+        self._over = [m for m in self._members if m.deadline < now]
+        self._end_some()
+
+    def _end_some(self) -> None:
+        now, over = perf_counter(), self._over
+        try:
+            for _ in range(min(_AT_ONCE, len(over))):
+                member = over.pop()
+                if member.deadline < now:  # it may have moved on since
+                    member.deadline = NEVER
+                    member.on_deadline(now)
+        finally:  # whatever one of them raised, the others have their deadlines
+            if over:
+                self._timer = self._loop.call_soon(self._end_some)
+            else:
+                self._timer = self._loop.call_later(SWEEP_S, self._sweep)
