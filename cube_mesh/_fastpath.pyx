@@ -6,6 +6,7 @@ status that a client would get. The grammar is RFC 9112 read strictly: what pars
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
@@ -32,3 +33,4 @@ include "_fastpath/render.pxi"
 include "_fastpath/body.pxi"
 include "_fastpath/head.pxi"
 include "_fastpath/json.pxi"
+include "_fastpath/slab.pxi"
