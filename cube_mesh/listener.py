@@ -22,7 +22,7 @@ from cube_mesh.settings import Listen
 _AT_ONCE = 64  # connections accepted before others get their turn
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _REST_S = 1.0
-_UNSENT_IN_KERNEL = 131_072  # without a bound it grows to megabytes for a client that does not read
+_UNSENT_IN_KERNEL = 32_768  # without a bound it grows to megabytes for a client that does not read
 _log = getLogger("cube_mesh.listener")
 
 

@@ -52,8 +52,8 @@ class Limits(Section, frozen=True, kw_only=True):
     max_in_flight: int = 2_000  # requests being served at the same time; more are answered 503
     min_body_bytes_per_s: int = 256  # a streamed request body that is slower, averaged over timeouts.body_s, gets 408
     max_linger_bytes: int = 4_194_304  # read and dropped behind a refusal, so that the client sees the answer
-    write_high_water: int = 262_144  # pause the producer above this many unsent bytes
-    write_low_water: int = 65_536  # resume it below this many
+    write_high_water: int = 65_536  # pause the producer above this many unsent bytes
+    write_low_water: int = 16_384  # resume it below this many
 
 
 class Timeouts(Section, frozen=True, kw_only=True):
@@ -220,6 +220,7 @@ class Cors(Section, frozen=True, kw_only=True):
 
 
 class Settings(Section, frozen=True, kw_only=True):
+    workers: int = -1  # processes that serve; -1 = one for each core; 0 = all in one process, for development and tests
     unsafe_allow_simulated: bool = False  # development: simulated evidence passes, on loopback, marked everywhere
     listen: Listen = Listen()
     limits: Limits = Limits()

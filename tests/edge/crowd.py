@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from tests.edge.door import RED, answer, request, status
+from tests.edge.door import CHAT, RED, answer, request, status
 from tests.support.client import bearer, chat
 
 LARGE_BYTES = 64 * 1024 * 1024
@@ -114,7 +114,7 @@ async def _trickle(port: int, start: bytes, rest: bytes, gap_s: float) -> Ended:
     return ended
 
 
-async def slow_reader(port: int, longest_s: float) -> Ended:
+async def slow_reader(port: int, longest_s: float, path: str = CHAT) -> Ended:
     """Asks for a large answer and reads nothing; it learns by its socket's error that it was cut."""
     loop = asyncio.get_running_loop()
     sock = socket.socket()
@@ -123,7 +123,7 @@ async def slow_reader(port: int, longest_s: float) -> Ended:
     began = time.perf_counter()
     try:
         await loop.sock_connect(sock, ("127.0.0.1", port))
-        await loop.sock_sendall(sock, request(body=chat("large")))
+        await loop.sock_sendall(sock, request(path, chat("large")))
         while time.perf_counter() - began < longest_s:
             await asyncio.sleep(0.1)
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or _hung_up(sock):

@@ -18,7 +18,7 @@ CHAT = f"/{RED.domain}/v1/chat/completions"
 STREAM = f"/{RED.domain}/v1/audio/transcriptions"  # a request body that is not read whole
 
 
-def open_door(directory: Path, backend_url: str, **changes: Any) -> Node:
+def open_door(directory: Path, backend_url: str, *, launcher: tuple[str, ...] = (), **changes: Any) -> Node:
     """A ready proxy. ``changes`` are whole sections."""
     config = {
         "upstreams": [{"name": "model", "url": backend_url}],
@@ -28,7 +28,7 @@ def open_door(directory: Path, backend_url: str, **changes: Any) -> Node:
         "log": {"format": "json"},
         **changes,
     }
-    return Node("proxy", config, directory).wait_ready()
+    return Node("proxy", config, directory, launcher=launcher).wait_ready()
 
 
 def request(
