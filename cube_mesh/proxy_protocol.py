@@ -2,7 +2,7 @@
 
 A core without I/O. ``wants`` is how many bytes may be read next without touching what lies behind the header, so that
 TLS or HTTP finds its first byte where it expects it. haproxy.org's proxy-protocol.txt, sections 2.1 and 2.2; TCP only.
-Not checked: whether the peer may speak for others (the caller's question) and the checksum among the extensions.
+Not checked: whether the peer may speak for others, which is the caller's question.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _FIRST = 15  # the shortest header of version 1; of version 2 it holds all but a
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPECIFIED, _TCP4, _TCP6 = 0x00, 0x11, 0x21
+_CRC32C = 0x03  # the extension with a checksum over the whole header, its own bytes taken as zeros
 _LINE = re.compile(
     rb"PROXY (?:TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4})"
     rb"|UNKNOWN(?: [ -~]*)?)\r\n"
@@ -71,7 +72,7 @@ class HeaderReader:
         if len(read) < size or size == 16 > len(read):
             self.wants = size - len(read)
             return None
-        return _binary(read[12], read[13], read[16:])
+        return _binary(read)
 
 
 def _bad() -> FramingError:
@@ -95,25 +96,40 @@ def _line(line: bytes) -> Source:
     return Source(str(source), int(match[4]))
 
 
-def _binary(command: int, family: int, rest: bytes) -> Source:
+def _binary(header: bytes) -> Source:
+    command, family = header[12], header[13]
     if command not in (_LOCAL, _PROXY):
         raise _bad()
     if command == _LOCAL or family == _UNSPECIFIED:
         return Source()
     width = {_TCP4: 4, _TCP6: 16}.get(family)
-    if width is None or len(rest) < 2 * width + 4:
+    if width is None or len(header) < 16 + 2 * width + 4:
         raise _bad()
-    _walk_extensions(rest[2 * width + 4 :])
-    (port,) = struct.unpack_from("!H", rest, 2 * width)
-    return Source(str(ipaddress.ip_address(rest[:width])), port)
+    _walk_extensions(header, 16 + 2 * width + 4)
+    (port,) = struct.unpack_from("!H", header, 16 + 2 * width)
+    return Source(str(ipaddress.ip_address(header[16 : 16 + width])), port)
 
 
-def _walk_extensions(rest: bytes) -> None:
-    """Type, length, value, to the last byte; what they say is not used."""
-    at = 0
-    while at < len(rest):
-        if at + 3 > len(rest):
+def _walk_extensions(header: bytes, at: int) -> None:
+    """Type, length, value, to the last byte. Of what they say only the checksum is used."""
+    while at < len(header):
+        if at + 3 > len(header):
             raise _bad()
-        at += 3 + (rest[at + 1] << 8 | rest[at + 2])
-    if at != len(rest):
+        kind, start = header[at], at + 3
+        at = start + (header[at + 1] << 8 | header[at + 2])
+        if kind == _CRC32C:
+            zeroed = header[:start] + bytes(4) + header[at:]
+            if at - start != 4 or header[start:at] != _crc32c(zeroed).to_bytes(4, "big"):
+                raise _bad()
+    if at != len(header):
         raise _bad()
+
+
+def _crc32c(data: bytes) -> int:
+    """RFC 9260 appendix A: reflected, polynomial 0x1EDC6F41."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cube_mesh.errors import FramingError
-from cube_mesh.proxy_protocol import HeaderReader, Source
+from cube_mesh.proxy_protocol import HeaderReader, Source, _crc32c
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 V4 = socket.inet_aton("9.9.9.9") + socket.inet_aton("10.0.0.1") + struct.pack("!HH", 4711, 443)
@@ -21,6 +21,17 @@ def v2(body: bytes, command: int = 0x21, family: int = 0x11, size: int | None = 
     return SIGNATURE + bytes([command, family]) + struct.pack("!H", len(body) if size is None else size) + body
 
 
+def checked(body: bytes, wrong: int = 0, size: int = 4) -> bytes:
+    """With the checksum extension, RFC 9260's CRC32C, and another extension behind it."""
+    before, after = body + b"\x03" + struct.pack("!H", size), b"\x01\x00\x02h2"
+    crc = _crc32c(v2(before + bytes(size) + after)) ^ wrong
+    return v2(before + crc.to_bytes(4, "big")[:size].ljust(size, b"\0") + after)
+
+
+def test_the_checksum_is_the_known_one() -> None:
+    assert _crc32c(b"123456789") == 0xE3069283
+
+
 GOOD = [
     (b"PROXY TCP4 9.9.9.9 10.0.0.1 4711 443\r\n", Source("9.9.9.9", 4711)),
     (b"PROXY TCP6 2001:DB8::1 ::1 65535 0\r\n", Source("2001:db8::1", 65535)),
@@ -29,6 +40,7 @@ GOOD = [
     (v2(V4), Source("9.9.9.9", 4711)),
     (v2(V6, family=0x21), Source("2001:db8::1", 1)),
     (v2(V4 + b"\x01\x00\x02h2" + b"\x05\x00\x00"), Source("9.9.9.9", 4711)),
+    (checked(V4), Source("9.9.9.9", 4711)),
     (v2(b"", command=0x20, family=0x00), Source()),
     (v2(V4, command=0x20), Source()),
     (v2(b"anything", family=0x00), Source()),
@@ -83,6 +95,9 @@ BAD = [
     v2(V4, family=0x21),
     v2(V4[:-1]),
     v2(V4 + b"\x01\x00"),
+    checked(V4, wrong=1),
+    checked(V4, size=3),
+    checked(V4, size=5),
     v2(V4 + b"\x01\x00\x05ab"),
     v2(b"a" * 5000),
     SIGNATURE[:-1] + b"X" + b"\x21\x11\x00\x0c" + V4,
