@@ -50,10 +50,10 @@ class AgentRole:
 
     async def start(self) -> None:
         listen = self._parts.settings.listen
-        socket = bind(listen.host, listen.port, listen.backlog)
+        socket = self._parts.place.listener or bind(listen.host, listen.port, listen.backlog)
         await self._keeper.start()
         self._parts.health.checks["leaf"] = self._leaf_missing
-        self._server = await asyncio.get_running_loop().create_server(self._front, sock=socket)
+        self._server = await asyncio.get_running_loop().create_server(self._front, sock=socket, backlog=listen.backlog)
 
     def reload(self) -> None:
         """An agent makes its leaf itself: there is nothing to read again."""

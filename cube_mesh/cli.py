@@ -45,6 +45,9 @@ Set = Annotated[
 ]
 Host = Annotated[str | None, typer.Option(help="Sets listen.host.")]
 Port = Annotated[int | None, typer.Option(help="Sets listen.port.")]
+Workers = Annotated[
+    int | None, typer.Option(help="Sets workers: processes that serve; -1 = one for each core, 0 = all in one process.")
+]
 Level = Annotated[str | None, typer.Option("--log-level", help="Sets log.level: debug, info, warning, error.")]
 Print = Annotated[
     bool, typer.Option("--print-config", help="Show every setting, its source, secrets masked; do not start.")
@@ -69,12 +72,13 @@ def proxy(
     config: ConfigFile = None,
     host: Host = None,
     port: Port = None,
+    workers: Workers = None,
     log_level: Level = None,
     set_: Set = None,
     print_config: Print = False,
 ) -> None:
     """Run the gateway that tenants' applications talk to."""
-    _run("proxy", _load("proxy", config, _flags(host, port, log_level, set_)), print_config)
+    _run("proxy", _load("proxy", config, _flags(host, port, workers, log_level, set_)), print_config)
 
 
 @app.command()
@@ -82,12 +86,13 @@ def agent(
     config: ConfigFile = None,
     host: Host = None,
     port: Port = None,
+    workers: Workers = None,
     log_level: Level = None,
     set_: Set = None,
     print_config: Print = False,
 ) -> None:
     """Run the node in front of a model server, inside the confidential VM."""
-    _run("agent", _load("agent", config, _flags(host, port, log_level, set_)), print_config)
+    _run("agent", _load("agent", config, _flags(host, port, workers, log_level, set_)), print_config)
 
 
 @app.command()
@@ -100,7 +105,7 @@ def validate(
     """Check a configuration as that role would at its start: every problem with file, key and reason."""
     from cube_mesh import config_rules
 
-    loaded = _load(role, config, _flags(None, None, None, set_))
+    loaded = _load(role, config, _flags(None, None, None, None, set_))
     if print_config:
         _print(loaded)
     found = list(config_rules.problems(loaded, role))
@@ -113,7 +118,7 @@ def validate(
 
 
 def _flags(
-    host: str | None, port: int | None, level: str | None, sets: list[str] | None
+    host: str | None, port: int | None, workers: int | None, level: str | None, sets: list[str] | None
 ) -> Iterator[tuple[str, str, str]]:
     """(key, text, as written). The named flags come last: they win over --set."""
     for item in sets or ():
@@ -124,6 +129,7 @@ def _flags(
     for flag, key, value in (
         ("--host", "listen.host", host),
         ("--port", "listen.port", port),
+        ("--workers", "workers", workers),
         ("--log-level", "log.level", level),
     ):
         if value is not None:
@@ -146,10 +152,14 @@ def _run(role: Role, loaded: Loaded, print_only: bool) -> None:
     if print_only:
         _print(loaded)
         return
-    from cube_mesh import config_rules, node
+    from cube_mesh import config_rules, plan
 
     _own_attest()
     config_rules.check(loaded, role)
+    if plan.worker_count(role, loaded.settings):
+        plan.launch(role, loaded.settings)
+    from cube_mesh import node
+
     raise typer.Exit(node.run(role, loaded.settings))
 
 

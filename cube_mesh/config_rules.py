@@ -42,6 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+").fullmatch
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?").fullmatch
 _FIELD = re.compile(r"[A-Za-z0-9-]+\*?").fullmatch
+_MAX_WORKERS = 256
 _MADE_BY_THE_NODE = frozenset({"attestation.ak_context_file"})
 
 
@@ -105,6 +106,8 @@ def _numbers(settings: Settings) -> Iterator[Problem]:
                 yield key, f"must be more than 0 seconds and finite, not {value}"
         elif (name.startswith("max_") or name in ("backlog", "write_low_water")) and value < 1:
             yield key, f"must be at least 1, not {value}"
+    if not -1 <= settings.workers <= _MAX_WORKERS:
+        yield "workers", f"must be from -1 to {_MAX_WORKERS}, not {settings.workers}"
     limits, attestation = settings.limits, settings.attestation
     if limits.write_low_water >= limits.write_high_water:
         yield "limits.write_low_water", "must be below limits.write_high_water"

@@ -22,13 +22,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Health:
-    """The node's checks by name, and the local paths that show them."""
+    """The node's checks by name, and the local paths that show them. ``instance``: made up when empty."""
 
-    def __init__(self, service: str, version: str, *, unsafe: bool = False) -> None:
+    def __init__(self, service: str, version: str, *, unsafe: bool = False, instance: str = "") -> None:
         self._service = service
         self._version = version
         self._unsafe = unsafe
-        self._instance = str(uuid.uuid4())
+        self._instance = instance or str(uuid.uuid4())
         self.checks: dict[str, Check] = {}
 
     def missing(self) -> dict[str, str]:

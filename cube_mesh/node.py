@@ -2,7 +2,8 @@
 
 The one file that knows all parts. Start-up order: log, what both roles share, the role, its listeners, the local
 listener for metrics and health. SIGTERM or SIGINT drains: not ready, no new connection, finish what runs until
-``timeouts.drain_s``, cut the rest honestly, exit 0. A second signal cuts at once.
+``timeouts.drain_s``, cut the rest honestly, exit 0. A second signal cuts at once. As a worker of several processes it
+has no local listener, and hears of draining from the supervisor.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import uvloop
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import Metric
 
 from cube_mesh import __version__
 from cube_mesh.admission import Admission
@@ -27,7 +30,7 @@ from cube_mesh.exchange import Exchange
 from cube_mesh.health import Health
 from cube_mesh.listener import bind
 from cube_mesh.message import Response, error_response
-from cube_mesh.parts import Parts
+from cube_mesh.parts import Parts, Place
 from cube_mesh.ports import Done
 from cube_mesh.proxy import ProxyRole
 from cube_mesh.service import Service
@@ -58,11 +61,21 @@ def run(role: Role, settings: Settings) -> int:
         return runner.run(_serve(role, settings))
 
 
+class StopSource(Protocol):
+    """Who tells a node to stop: ``asked`` to drain, then ``now`` to cut what is left."""
+
+    asked: asyncio.Event
+    now: asyncio.Event
+
+
 async def _serve(role: Role, settings: Settings) -> int:
-    loop = asyncio.get_running_loop()
-    stop = Stop(loop)
-    node = Node(role, settings)
-    loop.add_signal_handler(signal.SIGHUP, node.reload)
+    stop = Stop(asyncio.get_running_loop())
+    return await serve(Node(role, settings), stop)
+
+
+async def serve(node: Node, stop: StopSource, on_up: Callable[[], None] = lambda: None) -> int:
+    """Start ``node``, run it until ``stop``, take it down; ``on_up`` is called when it serves. The exit code."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload)
     try:
         await node.start()
     except ConfigError:
@@ -73,6 +86,7 @@ async def _serve(role: Role, settings: Settings) -> int:
         _log.error("the node could not start: %s %s", type(error).__name__, detail, exc_info=not detail)
         await node.close()
         return EX_FAILURE
+    on_up()
     await stop.asked.wait()
     await node.drain(stop.now)
     await node.close()
@@ -97,7 +111,8 @@ class Stop:
 class Node:
     """One running node: the shared parts, the role, and the local listener."""
 
-    def __init__(self, role: Role, settings: Settings) -> None:
+    def __init__(self, role: Role, settings: Settings, place: Place | None = None) -> None:
+        """``place``: which worker of a node of several processes this is; None: all of it."""
         self._role_name = role
         self._settings = settings
         unsafe = settings.unsafe_allow_simulated
@@ -109,9 +124,11 @@ class Node:
         self._role: NodeRole | None = None
         self._numbers = Metrics(domain.id for domain in settings.identity.domains)
         self._collector = NodeCollector(self._numbers, {"version": __version__, "role": role}, unsafe=unsafe)
-        self._health = Health(f"cube-{role}", __version__, unsafe=unsafe)
+        self._place = place if place is not None else Place()
+        self._health = Health(f"cube-{role}", __version__, unsafe=unsafe, instance=self._place.instance)
         self._parts = Parts(
             settings=settings,
+            place=self._place,
             sweeper=Sweeper(),
             health=self._health,
             numbers=self._numbers,
@@ -121,7 +138,7 @@ class Node:
             write_line=self._writer.write,
             json_lines=json_lines,
         )
-        self._registry: CollectorRegistry | None = None
+        self._registry = registry(self._collector)
 
     async def start(self) -> None:
         """Build the role and listen. What is wrong with the configuration comes out here, as ConfigError."""
@@ -152,9 +169,8 @@ class Node:
     async def _listen_locally(self) -> None:
         """Metrics and health, on loopback, apart from tenants."""
         metrics = self._settings.metrics
-        if metrics.port < 0:
+        if metrics.port < 0 or self._place.worker is not None:
             return
-        self._registry = registry(self._collector)
         paths = {"/metrics": self._metrics, **self._health.paths()}
         limits, timeouts = self._settings.limits, self._settings.timeouts
         service = Service(NothingHere(), limits, timeouts, self._parts.sweeper, paths, self._numbers.protocol_error)
@@ -162,8 +178,16 @@ class Node:
         self._local = await asyncio.get_running_loop().create_server(partial(Downstream, service), sock=socket)
 
     def _metrics(self, query: bytes) -> Response:
-        assert self._registry is not None
         return Response(200, generate_latest(self._registry), CONTENT_TYPE_LATEST.encode("ascii"))
+
+    def families(self) -> Iterable[Metric]:
+        """The numbers of this process, as they are now."""
+        return self._registry.collect()
+
+    def checks(self) -> dict[str, str]:
+        """The readiness checks, each with what it waits for, "" when it holds."""
+        missing = self._health.missing()
+        return {name: missing.get(name, "") for name in self._health.checks}
 
     def reload(self) -> None:
         """SIGHUP: the edge certificate. The configuration itself is read at the start only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 import msgspec
@@ -20,10 +21,22 @@ from cube_mesh.tls.connector import log_gate
 from cube_mesh.tls.port import GateEvent
 
 
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where in a node of several processes this one stands. The defaults: it is all of the node.
+
+    ``listener``: the socket that all workers accept on, listening already. ``instance``: /health's, one for the node.
+    """
+
+    worker: int | None = None
+    listener: socket.socket | None = None
+    instance: str = ""
+
+
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """Shared parts of a node; no role in them."""
 
     settings: Settings
+    place: Place = Place()
     sweeper: Sweeper
     health: Health
     numbers: Metrics

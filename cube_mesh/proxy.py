@@ -84,7 +84,7 @@ class ProxyRole:
 
     async def start(self) -> None:
         parts, listen = self._parts, self._parts.settings.listen
-        socket = bind_edge(listen)
+        socket = parts.place.listener or bind_edge(listen)
         parts.health.checks["identity"] = self._authenticator.not_ready
         if self._keeper is not None:
             await self._keeper.start()
@@ -94,7 +94,7 @@ class ProxyRole:
             link.start()
         make = partial(Downstream, self.service)
         if self._certificate is None and not listen.proxy_protocol:
-            self._server = await asyncio.get_running_loop().create_server(make, sock=socket)
+            self._server = await asyncio.get_running_loop().create_server(make, sock=socket, backlog=listen.backlog)
             return
         context = self._certificate.context if self._certificate is not None else None
         errors = parts.numbers.protocol_error

@@ -1,0 +1,103 @@
+"""Between the supervisor and a worker: commands of one byte down, reports up, over a socket pair.
+
+``D`` drain, ``N`` stop now, ``H`` read files again, ``?`` report. A report is a length of four bytes (big endian) and a
+``Report`` in MessagePack; the worker sends one when it is up, when asked, and last of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import msgspec
+from prometheus_client.core import Metric
+
+ASK = b"?"
+_LENGTH = 4
+_MAX_BYTES = 67_108_864
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Family(msgspec.Struct, frozen=True, array_like=True):
+    """One metric family: ``kind`` as Prometheus names it."""
+
+    name: str
+    text: str
+    kind: str
+    samples: tuple[Sample, ...]
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """``checks``: the worker's readiness checks, each with what it waits for, "" when it holds."""
+
+    checks: dict[str, str]
+    families: tuple[Family, ...]
+
+
+def families_of(metrics: Iterable[Metric]) -> tuple[Family, ...]:
+    """Prometheus's objects as values."""
+    return tuple(
+        Family(family.name, family.documentation, family.type,
+               tuple(Sample(sample.name, dict(sample.labels), float(sample.value)) for sample in family.samples))
+        for family in metrics
+    )  # fmt: skip
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Report).decode
+
+
+def frame(report: Report) -> bytes:
+    data = _encode(report)
+    return len(data).to_bytes(_LENGTH, "big") + data
+
+
+async def read_report(reader: asyncio.StreamReader) -> Report:
+    """The next report. asyncio.IncompleteReadError at the end; ValueError when it is none."""
+    size = int.from_bytes(await reader.readexactly(_LENGTH), "big")
+    if size > _MAX_BYTES:
+        raise ValueError("a report is too long")
+    return _decode(await reader.readexactly(size))
+
+
+class WorkerEnd(asyncio.Protocol):
+    """The worker's end. ``on_command`` gets each command but ``?``; when the supervisor is gone it gets ``N``."""
+
+    def __init__(self, report: Callable[[], Report], on_command: Callable[[bytes], None]) -> None:
+        self._report = report
+        self._on_command = on_command
+        self._transport: asyncio.Transport | None = None
+        self._closed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        for at in range(len(data)):
+            command = data[at : at + 1]
+            if command == ASK:
+                self.send()
+            else:
+                self._on_command(command)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed.set()
+        self._on_command(b"N")
+
+    def send(self) -> None:
+        """Report now."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame(self._report()))
+
+    async def close(self) -> None:
+        """The last report, and the end of the link when the supervisor has it."""
+        self.send()
+        if self._transport is not None:
+            self._transport.close()
+            await self._closed.wait()
