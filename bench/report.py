@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def machine() -> dict[str, Any]:
@@ -54,3 +58,19 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
         )
         for row in rows
     ]
+
+
+def interleaved(items: Sequence[T], rounds: int, measured: Callable[[T], None]) -> None:
+    """Each item once a round; every other round in reverse, so that a drift of the machine hits all of them."""
+    for number in range(rounds):
+        for item in items if number % 2 == 0 else reversed(items):
+            measured(item)
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+
+
+def write(path: Path, result: dict[str, Any], text: str, svg: str) -> None:
+    """The three forms of a result: JSON at ``path``, the plot beside it, the table on stdout."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".svg").write_text(svg)
+    print(f"{text}\n\n{path}  {path.with_suffix('.svg')}")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from bench.load.certificates import write_pair
+from cube_mesh import settings
 from tests.support.mesh import Mesh, Tenant, identity
 from tests.support.node import Node
 from tests.support.process import Child, accepts, free_port
@@ -19,18 +24,26 @@ GATEWAY, OTHERS = ("taskset", "-c", "0"), ("taskset", "-c", "1")
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 HERE = Path(__file__).parent
 PLAIN, TO_TLS, FROM_TLS = "nginx", "nginx to mutual TLS", "nginx from mutual TLS"
-AGAIN = "nginx again"
+AGAIN, DIRECT = "nginx again", "direct"
+
+
+class BenchError(Exception):
+    """The run measured something else than it should: errors, other statuses, a tool that failed."""
 
 
 @dataclass(frozen=True)
 class System:
-    """A running gateway. ``measured``: name of a row to the process whose tree is charged for it. ``against``: the row
-    of nginx in the same place, for each of its rows."""
+    """A running gateway. ``measured``: name of a row to the process whose tree is charged for it; 0 is nobody.
+    ``against``: the row of nginx in the same place, for each of its rows. ``path`` and ``authorization`` replace the
+    run's own where a gateway wants others. ``cores``: how many it may use."""
 
     name: str
     url: str
     measured: dict[str, int]
     against: dict[str, str]
+    path: str = ""
+    authorization: str = ""
+    cores: int = 1
 
     @property
     def group(self) -> str:
@@ -46,6 +59,18 @@ def upstream(scratch: Path) -> Iterator[int]:
     with Child(argv, scratch / "upstream.log") as child:
         child.wait_until("the upstream", lambda: accepts(port))
         yield port
+
+
+@contextmanager
+def paced_server(scratch: Path, rate: float) -> Iterator[tuple[Path, int, int]]:
+    """The server of paced streams, compiled here: (its program, port, process id). Needs ``cc``."""
+    program, port = scratch / "paced", free_port()
+    made = subprocess.run(["cc", "-O2", "-o", program, HERE / "paced.c"], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise BenchError(f"paced.c: {made.stderr}")
+    with Child((*OTHERS, str(program), "serve", str(port), str(rate)), scratch / "paced.log") as child:
+        child.wait_until("the paced server", lambda: accepts(port))
+        yield program, port, child.pid
 
 
 @contextmanager
@@ -90,22 +115,85 @@ def _nginx(
         yield child.pid
 
 
+@dataclass(frozen=True)
+class Variant:
+    """How a plain proxy is run. ``bare`` is the shortest chain that forwards; it has no audit, so no durability."""
+
+    chain: str = "full"
+    durability: str = "write"
+    workers: int = 1
+
+    @property
+    def name(self) -> str:
+        parts = ["cube-mesh"]
+        if self.chain != "full":
+            parts.append(self.chain)
+        if self.durability != "write":
+            parts.append(f"audit {self.durability}")
+        if self.workers != 1:
+            parts.append(f"{self.workers} workers")
+        return ", ".join(parts)
+
+    @property
+    def missing(self) -> str:
+        """What this version of cube-mesh has not; empty when it has everything."""
+        if self.workers != 1 and not has("workers"):
+            return "no setting workers"
+        try:
+            msgspec.convert({"durability": self.durability}, settings.Audit)
+        except msgspec.ValidationError:
+            return f"no audit.durability {self.durability}"
+        return ""
+
+
+def has(section: str) -> bool:
+    """Whether this version has a setting of this name at the top."""
+    return section in settings.Settings.__struct_fields__
+
+
+def workers(count: int) -> dict[str, Any]:
+    """The setting, where there is one: without it a node is one process."""
+    return {"workers": count} if has("workers") else {}
+
+
 @contextmanager
-def cube_mesh(scratch: Path, upstream_port: int, tenant: Tenant) -> Iterator[System]:
-    """The whole chain with its defaults: authentication, authorization, audit written to a file, a log line per request
-    to another, metrics; a plain upstream on this machine."""
-    name = "cube-mesh"
-    directory = scratch / name
+def cube_mesh(scratch: Path, upstream_port: int, tenant: Tenant, variant: Variant = Variant()) -> Iterator[System]:
+    """A proxy before a plain upstream on this machine. The full chain has its defaults: authentication, authorization,
+    audit written to a file, a log line per request to another, metrics."""
+    directory = scratch / variant.name.replace(", ", "-").replace(" ", "-")
+    trail = directory / "audit.jsonl"
     config = {
-        "upstreams": [{"name": "model", "url": f"http://127.0.0.1:{upstream_port}"}],
+        "upstreams": [
+            {
+                "name": "model",
+                "url": f"http://127.0.0.1:{upstream_port}",
+                "pool": {"max_connections_per_host": 10_000},
+            }
+        ],
         "routes": [{"name": "all", "upstream": "model", "match": {"path_prefix": "/"}}],
         "identity": identity(tenant),
-        "audit": {"path": directory / "audit.jsonl"},
+        "limits": {"max_connections_per_address": 10_000, "max_in_flight": 10_000},
+        "audit": {"path": trail, "durability": variant.durability},
         "log": {"format": "json"},
+        **workers(variant.workers),
     }
-    with Node("proxy", config, directory, launcher=GATEWAY) as node:
+    bare = variant.chain == "bare"
+    environ = {"PYTHONPATH": f"{HERE / 'bare'}:{HERE.parents[1]}"} if bare else {}
+    cores = min(variant.workers, 2)
+    pin = GATEWAY if cores == 1 else ("taskset", "-c", "0,1")
+    with Node("proxy", config, directory, launcher=pin, environ=environ) as node:
         node.wait_ready()
-        yield System(name, node.url, {name: node.pid}, {name: PLAIN})
+        rows = {variant.name: node.pid}
+        yield System(variant.name, node.url, rows, {variant.name: PLAIN}, cores=cores)
+    recorded = sum(file.stat().st_size for file in directory.glob("audit*"))
+    if bare == bool(recorded):  # it measured another chain than it says
+        raise BenchError(f"{variant.name}: {recorded} bytes of audit trail")
+
+
+@contextmanager
+def direct(upstream_port: int) -> Iterator[System]:
+    """No gateway: what latencies are compared with."""
+    yield System(DIRECT, f"http://127.0.0.1:{upstream_port}", {DIRECT: 0}, {DIRECT: PLAIN})
 
 
 @contextmanager
@@ -113,10 +201,11 @@ def cube_mesh_pair(scratch: Path, upstream_port: int, tenant: Tenant) -> Iterato
     """Proxy and agent with attested TLS between them (mode "quote", a software TPM), the whole chain at both."""
     with software_tpm() as tcti:
         mesh = Mesh(scratch / "mesh", tcti, (tenant, tenant)).build()
-        agent_config = mesh.agent_config(f"http://127.0.0.1:{upstream_port}")
+        agent_config = mesh.agent_config(f"http://127.0.0.1:{upstream_port}", **workers(1))
         with Node("agent", agent_config, scratch / "agent", launcher=OTHERS) as agent:
             agent.wait_ready()
-            config = mesh.proxy_config(agent.port, identity=identity(tenant), audit={"path": scratch / "pair.jsonl"})
+            own = {"identity": identity(tenant), "audit": {"path": scratch / "pair.jsonl"}, **workers(1)}
+            config = mesh.proxy_config(agent.port, **own)
             with Node("proxy", config, scratch / "proxy", launcher=GATEWAY) as proxy:
                 proxy.wait_ready()
                 rows = {"cube-mesh proxy, attested": proxy.pid, "cube-mesh agent": agent.pid}

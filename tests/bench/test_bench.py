@@ -1,50 +1,16 @@
-"""The harness says what it measured: its arithmetic on known figures, its upstream, and one short run of each part."""
+"""The harness's upstream and request are what they say, and one short run of each part comes to its end."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from bench.load import __main__ as load
-from bench.load import measure, upstream
+from bench.load import upstream
+from bench.load.run import body
 from bench.micro import __main__ as micro
-
-FIGURES = {
-    "nginx": {"rps": [60_000.0, 70_000.0, 50_000.0], "cpu_us": [10.0, 12.0, 11.0], "p50_us": [], "p99_us": []},
-    "cube-mesh": {"rps": [30_000.0, 20_000.0, 40_000.0], "cpu_us": [22.0, 33.0, 11.0], "p50_us": [], "p99_us": []},
-}
-AGAINST = {"nginx": "nginx", "cube-mesh": "nginx"}
-
-
-def test_summary_is_medians_and_their_ratio() -> None:
-    result = load.summary(FIGURES, AGAINST, {}, stream=False)
-    assert result["valid"]
-    assert result["rows"]["cube-mesh"]["cpu_us"] == {"median": 22.0, "min": 11.0, "max": 33.0}
-    assert result["rows"]["cube-mesh"]["ratio"] == {"rps": 0.5, "cpu_us": 2.0}
-    assert "x2.00" in load.table(result)
-
-
-def test_a_run_with_a_slow_nginx_is_invalid_and_says_so() -> None:
-    slow = {**FIGURES, "nginx": {**FIGURES["nginx"], "rps": [49_999.0]}}
-    result = load.summary(slow, AGAINST, {}, stream=False)
-    assert not result["valid"]
-    assert "INVALID" in load.table(result)
-
-
-def test_rounds_take_turns() -> None:
-    seen: list[str] = []
-    load.interleaved(["a", "b", "c"], 2, seen.append)
-    assert seen == ["a", "b", "c", "c", "b", "a"]
-
-
-def test_cpu_time_is_the_process_trees() -> None:
-    before = measure.cpu_s(os.getpid())
-    while measure.cpu_s(os.getpid()) < before + 0.05:
-        pass
-    assert measure.cpu_s(os.getpid()) - before < 0.5
 
 
 class Written:
@@ -69,12 +35,12 @@ def test_the_upstream_answers_each_request_however_it_is_cut(size: int) -> None:
 
 
 def test_the_canned_answers_are_what_they_say() -> None:
-    head, _, body = upstream.WHOLE.partition(b"\r\n\r\n")
-    assert f"Content-Length: {len(body)}".encode() in head
-    assert 400 < len(body) < 550
+    head, _, answer = upstream.WHOLE.partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(answer)}".encode() in head
+    assert 400 < len(answer) < 550
     assert upstream.STREAM.count(b"data: {") == upstream.EVENTS
-    assert len(load.body(False)) in range(650, 800)
-    assert json.loads(load.body(True))["stream"] is True
+    assert len(body(False)) in range(650, 800)
+    assert json.loads(body(True))["stream"] is True
 
 
 def test_a_short_micro_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,14 +52,30 @@ def test_a_short_micro_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "scan a JSON body" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.needs("nginx", "wrk", "h2load", "taskset", "swtpm", "tpm2_quote")
 def test_a_short_load_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every part of it runs, the attested pair too; how fast is not this test's business."""
-    load.main(["--rounds", "1", "--seconds", "1", "--attested", "--json", str(tmp_path / "out.json")])
-    result = json.loads((tmp_path / "out.json").read_text())
+    """Every part of it runs, bare chain and attested pair too; how fast is not this test's business."""
+    out = tmp_path / "out.json"
+    shape = ["--rounds", "1", "--seconds", "1", "--attested", "--chain", "full", "bare"]
+    assert load.main([*shape, "--json", str(out)]) == 1, "one round is no figure"
+    result = json.loads(out.read_text())
     rows = result["rows"]
     assert {row["against"] for row in rows.values()} == {"nginx", "nginx to mutual TLS", "nginx from mutual TLS"}
-    assert {"cube-mesh", "nginx again", "cube-mesh proxy, attested", "cube-mesh agent"} < set(rows)
+    assert {"cube-mesh", "cube-mesh, bare", "nginx again", "cube-mesh proxy, attested", "cube-mesh agent"} < set(rows)
     assert set(result["latency_rps"]) == {"plain", "mutual TLS"}
     assert all(row[kind]["median"] > 0 for row in rows.values() for kind in ("rps", "cpu_us", "p50_us", "p99_us"))
+    assert rows["cube-mesh, bare"]["cpu_us"]["median"] < rows["cube-mesh"]["cpu_us"]["median"]
     assert "requests/s" in capsys.readouterr().out
+    assert out.with_suffix(".svg").read_text().startswith("<svg")
+
+
+@pytest.mark.needs("nginx", "cc", "taskset")
+def test_a_short_paced_run(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    load.main(["--paced", "--rounds", "1", "--seconds", "1", "--streams", "50", "--json", str(out)])
+    result = json.loads(out.read_text())
+    assert set(result["rows"]) == {"nginx", "nginx again", "cube-mesh"}, "what has no gateway is only compared with"
+    for row in result["rows"].values():
+        assert row["frame_cpu_us"]["median"] > 0
+        assert row["frame_added_p50_us"]["median"] < row["frame_p50_us"]["median"]
