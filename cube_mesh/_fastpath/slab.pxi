@@ -24,7 +24,7 @@ cdef enum:
     NUMBERS = 20      # words of a row behind its key
     SUM = NUMBERS - 1  # of a histogram; its counts, at most 19, lie before it
     MAX_BOUNDS = SUM - 1
-    SPARE = 16        # rows kept back for what stands for the others
+    SPARE = 64        # rows kept back for what stands for the others
 
 cdef slab_word MAGIC = 0x31304C5341425543  # "CUBASL01": the layout above; another one gets another number
 

@@ -1,211 +1,183 @@
-"""Metrics: plain numbers in plain objects, found by one look-up per exchange, made into Prometheus families when
+"""Metrics: numbers in a region of the slab, found by one look-up per exchange, made into Prometheus families when
 scraped.
 
 Every label is bounded: endpoints by the table, domains by the configuration (and at most ``MAX_DOMAINS`` of them),
-statuses, outcomes and codes by the code. Nothing that a client chooses becomes a label. docs/metrics.md lists all
-families.
+statuses, outcomes and codes by the code. Nothing that a client chooses becomes a label; and a table that is full counts
+the rest as "other". docs/metrics.md lists all families.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from cube_mesh._fastpath import Slab, SlabCell, SlabRow
 from cube_mesh.exchange import Exchange
+from cube_mesh.telemetry import families
+from cube_mesh.telemetry.slab import COUNTS, GAUGE_KIND, PROCESS_KIND, anonymous, row_key
 
 MAX_DOMAINS = 200
 OTHER = "other"
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-_BOUNDS = (*(str(bound) for bound in SECONDS), "+Inf")
-
-
-class Histogram:
-    """Counts by bucket of ``SECONDS`` and their sum."""
-
-    __slots__ = ("counts", "sum")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(SECONDS) + 1)
-        self.sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(SECONDS, seconds)] += 1
-        self.sum += seconds
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        total = 0
-        buckets = []
-        for bound, count in zip(_BOUNDS, self.counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        return buckets
-
-
-class Cell:
-    """What one combination of labels has seen: domain, endpoint, method, status, outcome."""
-
-    __slots__ = ("bytes_in", "bytes_out", "first_byte", "requests", "seconds", "tokens_in", "tokens_out")
-
-    def __init__(self, seconds: Histogram, first_byte: Histogram) -> None:
-        self.requests = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.tokens_in = 0
-        self.tokens_out = 0
-        self.seconds = seconds  # shared by the cells of one endpoint, method and status class
-        self.first_byte = first_byte  # shared by the cells of one endpoint and method
+PUBLISH_S = 0.5
 
 
 class Metrics:
-    """The node's numbers. ``observe`` is called once per exchange; the other methods where their name says.
+    """What this process counts. ``observe`` is called once per exchange; the other methods where their name says.
 
-    ``domains`` are the configured ids; others, and those beyond ``MAX_DOMAINS``, count as "other".
+    ``domains`` are the configured ids; others, and those beyond ``MAX_DOMAINS``, count as "other". ``slab``: the region
+    of this process, in which counting goes on where its last owner stopped; without one, memory of our own.
     """
 
-    def __init__(self, domains: Iterable[str] = ()) -> None:
+    def __init__(self, domains: Iterable[str] = (), slab: Slab | None = None) -> None:
+        self.slab = slab if slab is not None else anonymous()
         self._domains = {domain: domain for domain in sorted(domains)[:MAX_DOMAINS]}
-        self._cells: dict[tuple[str, str, str, int, str], Cell] = {}
-        self._seconds: dict[tuple[str, ...], Histogram] = {}
-        self._first: dict[tuple[str, ...], Histogram] = {}
-        self._protocol_errors: dict[str, int] = {}
-        self._attestations: dict[tuple[str, str, str, str], int] = {}
-        self._attestation_seconds: dict[tuple[str, ...], Histogram] = {}
-
-    # -- counting
+        self._cells: dict[tuple[str, str, str, int, str], SlabCell] = {}
+        self._rows: dict[tuple[str, ...], SlabRow] = {}
 
     def observe(self, exchange: Exchange) -> None:
         endpoint = exchange.endpoint
+        domain = self._domains.get(exchange.domain_id, OTHER)
         if endpoint is not None:
-            key = (
-                self._domains.get(exchange.domain_id, OTHER),
-                endpoint.name,
-                endpoint.method,
-                exchange.status,
-                exchange.outcome,
-            )
+            key = (domain, endpoint.name, endpoint.method, exchange.status, exchange.outcome)
         else:
-            key = (self._domains.get(exchange.domain_id, OTHER), OTHER, OTHER, exchange.status, exchange.outcome)
+            key = (domain, OTHER, OTHER, exchange.status, exchange.outcome)
         cell = self._cells.get(key)
         if cell is None:
-            cell = self._new_cell(key)
-        cell.requests += 1
-        cell.bytes_in += exchange.request_size
-        cell.bytes_out += exchange.response_size
-        cell.seconds.add(exchange.ended_at - exchange.started_at)
-        if exchange.first_byte_at and exchange.forwarded_at:
-            cell.first_byte.add(exchange.first_byte_at - exchange.forwarded_at)
-        tokens = exchange.input_tokens
-        if tokens is not None:
-            cell.tokens_in += tokens
-        tokens = exchange.output_tokens
-        if tokens is not None:
-            cell.tokens_out += tokens
+            cell = self._cell(key)
+        cell.observe(
+            exchange.started_at,
+            exchange.forwarded_at,
+            exchange.first_byte_at,
+            exchange.ended_at,
+            exchange.request_size,
+            exchange.response_size,
+            exchange.input_tokens,
+            exchange.output_tokens,
+        )
 
-    def _new_cell(self, key: tuple[str, str, str, int, str]) -> Cell:
-        _, endpoint, method, status, _ = key
-        seconds = self._seconds.setdefault((endpoint, method, f"{status // 100}xx"), Histogram())
-        first = self._first.setdefault((endpoint, method), Histogram())
-        cell = self._cells[key] = Cell(seconds, first)
+    def _cell(self, key: tuple[str, str, str, int, str]) -> SlabCell:
+        domain, endpoint, method, status, outcome = key
+        counts, kept = self._row(families.REQUESTS, domain, endpoint, method, str(status), outcome)
+        seconds, _ = self._row(families.DURATION, endpoint, method, f"{status // 100}xx")
+        first, _ = self._row(families.FIRST_BYTE, endpoint, method)
+        cell = SlabCell(counts, seconds, first)
+        if kept:
+            self._cells[key] = cell
         return cell
+
+    def _row(self, *key: str) -> tuple[SlabRow, bool]:
+        """The row of a kind and labels, or the one that stands for all that found no room; and whether it is its own.
+
+        Only what has its own row is remembered: what is remembered is bounded as the table is.
+        """
+        row = self._rows.get(key)
+        if row is not None:
+            return row, True
+        row = self.slab.row(row_key(*key))
+        if row is not None:
+            self._rows[key] = row
+            return row, True
+        kind, *labels = key
+        row = self.slab.row(row_key(kind, *(OTHER for _ in labels)), True)
+        assert row is not None, "more kinds than spare rows"
+        return row, False
 
     def protocol_error(self, code: str) -> None:
         """A connection sent what is no request. ``code`` is a FramingError's: a fixed set."""
-        self._protocol_errors[code] = self._protocol_errors.get(code, 0) + 1
+        self._row(families.PROTOCOL_ERRORS, code)[0].add(0, 1)
 
     def attestation(self, role: str, verdict: str, reason: str, platform: str, seconds: float) -> None:
         """A gate decided about a peer: ``verdict`` "accept" or "refuse", ``reason`` a stable code, "" when accepted.
 
         None of the four may be text that the peer chose.
         """
-        key = (role, verdict, reason, platform)
-        self._attestations[key] = self._attestations.get(key, 0) + 1
-        self._attestation_seconds.setdefault((verdict,), Histogram()).add(seconds)
-
-    # -- rendering
+        self._row(families.ATTESTATIONS, role, verdict, reason, platform)[0].add(0, 1)
+        self._row(families.ATTESTATION_DURATION, verdict)[0].time(seconds)
 
     def families(self) -> Iterator[Metric]:
-        cells = self._cells.items()
-        yield _counter(
-            "cube_requests", "Requests that ended.", ["domain", "endpoint", "method", "status", "outcome"],
-            (((domain, *key, str(status), outcome), cell.requests) for (domain, *key, status, outcome), cell in cells),
-        )  # fmt: skip
-        total = self._by_domain
-        yield _counter("cube_request_body_bytes", "Request body bytes.", ["domain"], total(lambda c: c.bytes_in))
-        yield _counter("cube_response_body_bytes", "Response body bytes.", ["domain"], total(lambda c: c.bytes_out))
-        tokens = [((*key, "input"), n) for key, n in total(lambda c: c.tokens_in)]
-        tokens += [((*key, "output"), n) for key, n in total(lambda c: c.tokens_out)]
-        yield _counter("cube_tokens", "Tokens as the backends reported them.", ["domain", "type"], tokens)
-        yield _histogram(
-            "cube_request_duration_seconds", "Head read to end of the answer.", ["endpoint", "method", "status"],
-            self._seconds,
-        )  # fmt: skip
-        yield _histogram(
-            "cube_upstream_first_byte_seconds", "Request sent to first byte of the answer.", ["endpoint", "method"],
-            self._first,
-        )  # fmt: skip
-        errors = [((code,), n) for code, n in self._protocol_errors.items()]
-        yield _counter("cube_protocol_errors", "Connections that sent what is no request.", ["code"], errors)
-        yield _counter(
-            "cube_attestations", "Decisions of the attestation gate.", ["role", "verdict", "reason", "platform"],
-            self._attestations.items(),
-        )  # fmt: skip
-        yield _histogram(
-            "cube_attestation_duration_seconds", "Handshake and attestation.", ["verdict"], self._attestation_seconds
-        )
-
-    def _by_domain(self, read: Callable[[Cell], int]) -> list[tuple[tuple[str], int]]:
-        totals: dict[str, int] = {}
-        for (domain, *_), cell in self._cells.items():
-            totals[domain] = totals.get(domain, 0) + read(cell)
-        return [((domain,), n) for domain, n in totals.items()]
-
-
-def _counter(
-    name: str, text: str, labels: list[str], rows: Iterable[tuple[tuple[str, ...], float]]
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for values, value in rows:
-        family.add_metric(values, value)
-    return family
-
-
-def _histogram(
-    name: str, text: str, labels: list[str], rows: dict[tuple[str, ...], Histogram]
-) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(name, text, labels=labels)
-    for values, histogram in rows.items():
-        family.add_metric(values, histogram.cumulative(), histogram.sum)
-    return family
+        """Of this process alone."""
+        return families.families((self.slab,))
 
 
 class NodeCollector(Collector):
     """All families of the node: its metrics, gauges and counters that other parts keep themselves, and the build.
 
-    ``gauge`` and ``counter`` register a function that is asked at each scrape. ``unsafe`` adds the label
-    ``unsafe="true"`` to every sample, so that no dashboard mistakes a simulated node for a real one.
+    ``gauge`` and ``counter`` register a function of this process; its value is copied into the process's region by
+    ``publish``, which ``collect`` calls. A process that nobody scrapes calls ``start`` instead, and the one that is
+    scraped gets the others' regions as ``others``. ``unsafe`` adds the label ``unsafe="true"`` to every sample, so that
+    no dashboard mistakes a simulated node for a real one.
     """
 
-    def __init__(self, metrics: Metrics, info: dict[str, str], *, unsafe: bool = False) -> None:
-        self._metrics = metrics
+    def __init__(
+        self, metrics: Metrics, info: dict[str, str], *, unsafe: bool = False, others: Sequence[Slab] = ()
+    ) -> None:
+        self._slab = metrics.slab
+        self._slabs = (metrics.slab, *others)
         self._info = info
         self._unsafe = unsafe
-        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
-        self._counters: list[tuple[str, str, str, Callable[[], dict[str, int]]]] = []
+        self._gauges: list[tuple[bytes, Callable[[], float]]] = []
+        self._counters: list[tuple[tuple[str, str, str], Callable[[], dict[str, int]]]] = []
+        self._totals: dict[bytes, tuple[SlabRow, int]] = {}  # the row of a total, and what earlier owners counted there
+        self._process = ProcessCollector(registry=None)
+        self._timer: asyncio.TimerHandle | None = None
 
-    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        self._gauges.append((name, text, read))
+    def gauge(self, name: str, text: str, read: Callable[[], float], merge: Literal["sum", "min"] = "sum") -> None:
+        """``merge``: how the values of several processes make one."""
+        self._gauges.append((row_key(GAUGE_KIND, name, text, merge), read))
 
     def counter(self, name: str, text: str, label: str, read: Callable[[], dict[str, int]]) -> None:
-        """``read`` gives the totals by label value; ``name`` without ``_total``."""
-        self._counters.append((name, text, label, read))
+        """``read`` gives this process's totals by label value; ``name`` without ``_total``."""
+        self._counters.append(((name, text, label), read))
+
+    def publish(self) -> None:
+        """Copy gauges and totals as they are now into the region. What finds no room is counted as overflow alone."""
+        for key, read in self._gauges:
+            self._put_gauge(key, read())
+        for family, totals in self._counters:
+            for value, total in totals().items():
+                self._put_total(row_key(families.COUNTER, *family, value), total)
+
+    def _put_gauge(self, key: bytes, value: float) -> None:
+        row = self._slab.row(key, True)
+        if row is not None:
+            row.put_real(0, value)
+            row.put(1, 1)
+
+    def _put_total(self, key: bytes, total: int) -> None:
+        known = self._totals.get(key)
+        if known is None:
+            row = self._slab.row(key)
+            if row is None:
+                return
+            known = self._totals[key] = (row, COUNTS.unpack(row.numbers())[0])
+        row, before = known
+        row.put(0, before + total)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Publish now and every ``PUBLISH_S`` until ``stop``; of the process itself, too."""
+        self.publish()
+        for family in self._process.collect():
+            for sample in family.samples:
+                self._put_gauge(row_key(PROCESS_KIND, sample.name, family.name, family.documentation), sample.value)
+        self._timer = loop.call_later(PUBLISH_S, self.start, loop)
+
+    def stop(self) -> None:
+        """Publish a last time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self.publish()
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        self.publish()
         for family in self._collect():
             if self._unsafe:
                 for at, sample in enumerate(family.samples):
@@ -213,11 +185,7 @@ class NodeCollector(Collector):
             yield family
 
     def _collect(self) -> Iterator[Metric]:
-        yield from self._metrics.families()
-        for name, text, read in self._gauges:
-            yield GaugeMetricFamily(name, text, value=read())
-        for name, text, label, totals in self._counters:
-            yield _counter(name, text, [label], (((value,), n) for value, n in totals().items()))
+        yield from families.families(self._slabs)
         build = GaugeMetricFamily("cube_build_info", "What runs here; always 1.", labels=list(self._info))
         build.add_metric(list(self._info.values()), 1)
         yield build
@@ -225,8 +193,6 @@ class NodeCollector(Collector):
 
 def registry(collector: NodeCollector) -> CollectorRegistry:
     """A registry with the node's families and those of the process (CPU, memory, descriptors)."""
-    from prometheus_client import ProcessCollector
-
     made = CollectorRegistry()
     made.register(collector)
     ProcessCollector(registry=made)

@@ -10,7 +10,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cube_mesh.ports import Endpoint
-from cube_mesh.telemetry.metrics import MAX_DOMAINS, SECONDS, Metrics, NodeCollector, registry
+from cube_mesh.telemetry.metrics import MAX_DOMAINS, Metrics, NodeCollector, registry
+from cube_mesh.telemetry.slab import SECONDS
 from tests.middleware.fakes import CHAT, A, B, end, exchange
 
 CHAT_ROW = Endpoint(CHAT, "POST", CHAT, "p", "chat", "json")
@@ -110,7 +111,7 @@ def test_numbers_that_other_parts_keep() -> None:
 
 def test_the_document_lists_every_family_and_its_labels() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
-    listed = dict(re.findall(r"^\| `(cube_[a-z_]+)` \| [^|]* \| ([^|]*) \|", text, re.MULTILINE))
+    listed = dict(re.findall(r"^\| `(cube_[a-z_]+)` \|[^|]*\|([^|]*)\|", text, re.MULTILINE))
     numbers = Metrics([A])
     observed(numbers)
     numbers.protocol_error("bare_lf")
