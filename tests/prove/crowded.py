@@ -30,8 +30,8 @@ from tests.support.client import bearer, chat
 from tests.support.node import Node
 from tests.support.process import Child
 
-RATE, CONNECTIONS, ROUND_S = 1_000, 40, 8
-DEADLINE_S = 2.5
+RATE, CONNECTIONS, ROUND_S = 1_000, 40, 12
+ARRIVING_S, DEADLINE_S = 3.0, 5.0  # all of them are there before the first has to go
 LATE_S = 2.5  # a sweep, and a core that the crowd shares with everything else
 TIMEOUTS = {"head_s": DEADLINE_S, "body_s": DEADLINE_S, "write_s": DEADLINE_S, "linger_s": 0.5}
 WATER = 65_536 + 262_144  # unsent at most for a slow reader, and one read of its upstream that goes on top
@@ -151,12 +151,12 @@ async def _backend() -> None:
 
 
 async def _crowd(port: int, each: int) -> None:
-    """Wait until the honest round is under way; then all of them, a thousand a second of each kind."""
+    """Wait until the honest round is under way; then all of them arrive, every kind evenly."""
     await asyncio.sleep(1.0)
     start = time.perf_counter()
 
     async def late(number: int, client: Coroutine[Any, Any, Ended]) -> Ended:
-        await asyncio.sleep(max(0.0, start + number / 1000 - time.perf_counter()))
+        await asyncio.sleep(max(0.0, start + number * ARRIVING_S / each - time.perf_counter()))
         return await client
 
     readers = [slow_reader(port, 30.0, f"/{RED.domain}/v1/completions") for _ in range(each)]
