@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import log10
 
 _COLOURS = ("#1f6f8b", "#c8553d", "#588157", "#6d597a", "#b08900")
 _WIDTH, _ROW, _LEFT, _TOP, _RIGHT = 760, 26, 250, 46, 90
@@ -13,17 +14,23 @@ Points = Sequence[tuple[float, float]]
 
 
 def bars(title: str, rows: Sequence[tuple[str, Spread]]) -> str:
-    """A horizontal bar a row for its ``median``, with a whisker from ``min`` to ``max``; the axis begins at 0."""
+    """A horizontal bar a row for its ``median``, with a whisker from ``min`` to ``max``. The axis begins at 0, unless the
+    rows are more than a hundredfold apart: then it is logarithmic, begins at 1, and the title says so."""
     most = max((spread["max"] for _, spread in rows), default=0) or 1.0
-    scale = (_WIDTH - _LEFT - _RIGHT) / most
-    parts = [_text(10, 24, title, weight="bold")]
+    logarithmic = bool(rows) and most > 100 * min(spread["median"] for _, spread in rows) > 0
+    across = _WIDTH - _LEFT - _RIGHT
+
+    def reach(value: float) -> float:
+        return across * (log10(max(value, 1.0)) / log10(most) if logarithmic else value / most)
+
+    parts = [_text(10, 24, title + (" (logarithmic)" if logarithmic else ""), weight="bold")]
     for at, (name, spread) in enumerate(rows):
         y = _TOP + at * _ROW
         parts += [
             _text(_LEFT - 8, y + 13, name, anchor="end"),
-            f'<rect x="{_LEFT}" y="{y}" width="{spread["median"] * scale:.1f}" height="16" fill="{_COLOURS[0]}"/>',
-            _line(_LEFT + spread["min"] * scale, y + 8, _LEFT + spread["max"] * scale, y + 8, "#222"),
-            _text(_LEFT + spread["max"] * scale + 6, y + 13, f"{spread['median']:,.1f}"),
+            f'<rect x="{_LEFT}" y="{y}" width="{reach(spread["median"]):.1f}" height="16" fill="{_COLOURS[0]}"/>',
+            _line(_LEFT + reach(spread["min"]), y + 8, _LEFT + reach(spread["max"]), y + 8, "#222"),
+            _text(_LEFT + reach(spread["max"]) + 6, y + 13, f"{spread['median']:,.1f}"),
         ]
     return _svg(_TOP + len(rows) * _ROW + 12, parts)
 

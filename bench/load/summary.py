@@ -117,7 +117,11 @@ def _cell(row: Mapping[str, Any], kind: str) -> str:
     digits = 0 if spread["median"] >= 1000 else 1
     bound = "> " if kind == "rps" and "busy" in row and row["busy"]["median"] < MIN_BUSY else ""
     text = f"{bound}{spread['median']:,.{digits}f} ({spread['min']:,.{digits}f}-{spread['max']:,.{digits}f})"
-    return text if ratio is None else f"{text} x{ratio:.2f}"
+    return text if ratio is None else f"{text} x{_short(ratio)}"
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.4f}" if ratio < 0.1 else f"{ratio:.2f}"
 
 
 def svg(result: Result) -> str:

@@ -170,6 +170,8 @@ def test_plots_are_well_formed_and_show_what_they_are_given() -> None:
     bars = ElementTree.fromstring(plot.bars("a < b", [("x & y", {"median": 2.0, "min": 1.0, "max": 4.0})]))
     rects = [each for each in bars.iter() if each.tag.endswith("rect")]
     assert float(rects[1].attrib["width"]) == pytest.approx((760 - 250 - 90) / 2)
+    far = plot.bars("", [("x", {"median": 10.0, "min": 1.0, "max": 10_000.0})])
+    assert "(logarithmic)" in far and 'width="105.0"' in far
     lines = ElementTree.fromstring(plot.lines("rss", {"worker": [(0, 10.0), (100, 20.0)]}, "requests"))
     (path,) = [each for each in lines.iter() if each.tag.endswith("polyline")]
     assert path.attrib["points"] == "80.0,160.0 740.0,46.0"
