@@ -160,7 +160,7 @@ async def _crowd(port: int, each: int) -> None:
         return await client
 
     readers = [slow_reader(port, 30.0, f"/{RED.domain}/v1/completions") for _ in range(each)]
-    kinds = [[slow_head(port, 0.5) for _ in range(each)], [slow_body(port, 0.5) for _ in range(each)], readers]
+    kinds = [[slow_head(port, 1.0) for _ in range(each)], [slow_body(port, 1.0) for _ in range(each)], readers]
     ended = await asyncio.gather(*(late(number, one) for kind in kinds for number, one in enumerate(kind)))
     print(json.dumps([[one.status, one.after_s] for one in ended]))
 
