@@ -8,13 +8,15 @@ status that a client would get. The grammar is RFC 9112 read strictly: what pars
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from cube_mesh.errors import FramingError
+from cube_mesh.ports import Principal as _Principal
 
 cdef extern from "Python.h":
     # A bytes object that is being written has one owner, by hand, until _shrink hands it out.
@@ -33,4 +35,8 @@ include "_fastpath/render.pxi"
 include "_fastpath/body.pxi"
 include "_fastpath/head.pxi"
 include "_fastpath/json.pxi"
+include "_fastpath/exchange.pxi"
+include "_fastpath/members.pxi"
+include "_fastpath/lines.pxi"
+include "_fastpath/stages.pxi"
 include "_fastpath/slab.pxi"

@@ -4,19 +4,22 @@ limits, no I/O; connections and a stage of the chain ask, the metrics read.
 
 from __future__ import annotations
 
+from cube_mesh._fastpath import AdmissionCounts
 from cube_mesh.settings import Limits
 
 
-class Admission:
-    """``connections`` and ``running`` are what is open now; ``refused`` counts, by limit, what was turned away."""
+class Admission(AdmissionCounts):
+    """``connections`` and ``running`` are what is open now; ``refused`` counts, by limit, what was turned away.
+
+    ``running``: exchanges between their head and the release of their answer; kept by the connections.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.max_connections = limits.max_connections
         self._max_per_address = limits.max_connections_per_address
-        self._max_running = limits.max_in_flight
+        self.max_running = limits.max_in_flight
         self._by_address: dict[str, int] = {}
         self.connections = 0
-        self.running = 0  # exchanges between their head and the release of their answer; kept by the connections
         self.refused = {"connections": 0, "address": 0, "in_flight": 0, "handshake": 0}
 
     def enter(self, address: str, *, exempt: bool = False) -> bool:
@@ -46,7 +49,7 @@ class Admission:
 
     def overloaded(self) -> bool:
         """Whether the exchange that was counted last is one too many."""
-        if self.running <= self._max_running:
+        if self.running <= self.max_running:
             return False
         self.refused["in_flight"] += 1
         return True

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from cube_mesh._fastpath import FRAMING_CHUNKED, ChunkedReader, RequestHead, scan_members, value_end
+from cube_mesh._fastpath import FRAMING_CHUNKED, ChunkedReader, RequestHead, note_members, scan_members, value_end
 from cube_mesh.errors import FramingError, PeerError
 from cube_mesh.exchange import Exchange
 
@@ -66,6 +66,12 @@ def read_members(exchange: Exchange, data: bytes, pos: int, end: int) -> None:
 
     Raises FramingError for bytes that parsers could read differently, PeerError for a member of the wrong type.
     """
+    if not note_members(exchange, data, pos, end):
+        decode_members(exchange, data, pos, end)
+
+
+def decode_members(exchange: Exchange, data: bytes, pos: int, end: int) -> None:
+    """The same for a body in which one of these members is written in an unusual way."""
     for name, raw in scan_members(data, pos, end, _WANTED).items():
         if name == "model":
             exchange.model = _model(raw)

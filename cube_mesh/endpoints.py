@@ -43,12 +43,12 @@ class EndpointTable:
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self.endpoints = tuple(endpoints)
-        self._exact: dict[str, dict[str, Endpoint]] = {}
+        self.exact: dict[str, dict[str, Endpoint]] = {}  # method, path: rows without a template
         self._templates: dict[tuple[str, int], list[tuple[tuple[str, ...], Endpoint]]] = {}
         for endpoint in self.endpoints:
             segments = tuple(endpoint.path.split("/"))
             if "{" not in endpoint.path:
-                self._exact.setdefault(endpoint.method, {})[endpoint.path] = endpoint
+                self.exact.setdefault(endpoint.method, {})[endpoint.path] = endpoint
             else:
                 self._templates.setdefault((endpoint.method, len(segments)), []).append((segments, endpoint))
 
@@ -57,7 +57,7 @@ class EndpointTable:
         return found if found is not None or method != "HEAD" else self._find("GET", path)
 
     def _find(self, method: str, path: str) -> Endpoint | None:
-        exact = self._exact.get(method)
+        exact = self.exact.get(method)
         found = exact.get(path) if exact is not None else None
         return found if found is not None else self._by_template(method, path)
 

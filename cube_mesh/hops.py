@@ -10,10 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 
-from cube_mesh._fastpath import FieldSet, ResponseHead
+from cube_mesh._fastpath import FieldSet, HopHead, ResponseHead
 from cube_mesh.errors import DependencyError
-from cube_mesh.exchange import Exchange
-from cube_mesh.trace_context import traceparent_for_upstream
 from cube_mesh.upstream import Pool, UpstreamConnection
 
 _HOP_BY_HOP = (
@@ -46,31 +44,19 @@ def agent_error(head: ResponseHead) -> DependencyError | None:
     return DependencyError(name, "The upstream server did not give a valid answer.", detail="said by the agent")
 
 
-class Hop:
+class Hop(HopHead):
     """One upstream: its pool, and how a request's head is written for it.
 
     ``mesh`` marks an attested agent, which is told the domain; any other upstream is a backend and gets
-    ``authorization``, the backend's own credential, if there is one. The tenant's credential is in neither.
+    ``authorization``, the backend's own credential, if there is one. The tenant's credential is in neither. Every one
+    gets the request id and the trace, with this node's client span as the parent.
     """
 
     def __init__(self, name: str, host: str, pool: Pool, *, mesh: bool, api_key: str = "") -> None:
-        self.name = name
-        self.pool = pool
-        self.acquire: Callable[[], UpstreamConnection | Awaitable[UpstreamConnection]] = pool.acquire
-        self._mesh = mesh
         fixed = f"host: {host}\r\n"
         if api_key:
             fixed += f"authorization: Bearer {api_key}\r\n"
-        self._fixed = fixed
-
-    def head(self, exchange: Exchange, length: int, data: bytes = b"", pos: int = 0, end: int = 0) -> bytes:
-        """The request head for this hop with ``data[pos:end]`` behind it; ``length`` as RequestHead.render."""
-        fixed = (
-            f"{self._fixed}x-request-id: {exchange.request_id}\r\ntraceparent: {traceparent_for_upstream(exchange)}\r\n"
-        )
-        if exchange.tracestate:
-            fixed += f"tracestate: {exchange.tracestate}\r\n"
-        if self._mesh:
-            fixed += f"x-cube-domain: {exchange.domain_id}\r\n"
-        target = exchange.upstream_target or exchange.head.target
-        return exchange.head.render(target, fixed.encode("ascii"), FROM_CLIENT, length, data, pos, end)
+        super().__init__(fixed.encode("ascii"), FROM_CLIENT, mesh)
+        self.name = name
+        self.pool = pool
+        self.acquire: Callable[[], UpstreamConnection | Awaitable[UpstreamConnection]] = pool.acquire

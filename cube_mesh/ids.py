@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-_BLOCK = 4096  # bytes read from the kernel at once
+from cube_mesh._fastpath import HexIds
 
 
 def hex_ids(length: int, random: Callable[[int], bytes] = os.urandom) -> Callable[[], str]:
-    """A source of lower-case hex strings of ``length`` digits, from one ``random`` call per 4 KiB.
+    """A source of lower-case hex strings of ``length`` digits (even, at most 64), from one ``random`` call per 4 KiB.
 
     Not for secrets that outlive a request. Not safe across fork: both sides would hand out the same values.
     """
-
-    def pieces() -> Iterator[str]:
-        while True:
-            block = random(_BLOCK).hex()
-            for at in range(0, len(block) - length + 1, length):
-                yield block[at : at + length]
-
-    return pieces().__next__
+    return HexIds(length, random)

@@ -55,6 +55,10 @@ cdef Py_ssize_t _write_chunk(unsigned char *o, bytes_ptr data, Py_ssize_t size):
 
 def frame_chunk(bytes payload not None, bint last):
     """One chunk around the payload (nothing for an empty one) and, if last, the closing chunk."""
+    return _frame_chunk(payload, last)
+
+
+cdef bytes _frame_chunk(bytes payload, bint last):
     cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)
     cdef PyObject *out = PyBytes_New(NULL, size + 32)
     cdef unsigned char *o = <unsigned char *>PyBytes_Data(out)
@@ -87,6 +91,9 @@ cdef class ChunkedReader:
 
         Raises FramingError; the reader is then of no further use.
         """
+        return self._feed(data, pos)
+
+    cdef bytes _feed(self, bytes data, Py_ssize_t pos):
         cdef bytes_ptr b = <bytes_ptr>PyBytes_AS_STRING(data)
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
         cdef PyObject *out = PyBytes_New(NULL, _span_size(data, pos, n))

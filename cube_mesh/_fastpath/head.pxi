@@ -59,16 +59,20 @@ cdef class Head:
 
     def get(self, bytes name not None):
         """Value of the first field of that lower-case name, or None."""
-        cdef Span *found = self._find(<bytes_ptr>PyBytes_AS_STRING(name), <unsigned int>PyBytes_GET_SIZE(name))
+        return self._get(<bytes_ptr>PyBytes_AS_STRING(name), <unsigned int>PyBytes_GET_SIZE(name))
+
+    cdef bytes _get(self, bytes_ptr name, unsigned int n):
+        cdef Span *found = self._find(name, n)
         if found == NULL:
             return None
         return PyBytes_FromStringAndSize(PyBytes_AS_STRING(self.raw) + found.value, found.value_len)
 
     def count(self, bytes name not None):
         """How many field lines have that lower-case name."""
+        return self._count(<bytes_ptr>PyBytes_AS_STRING(name), <unsigned int>PyBytes_GET_SIZE(name))
+
+    cdef int _count(self, bytes_ptr want, unsigned int n) noexcept:
         cdef bytes_ptr b = <bytes_ptr>PyBytes_AS_STRING(self.raw)
-        cdef bytes_ptr want = <bytes_ptr>PyBytes_AS_STRING(name)
-        cdef unsigned int n = <unsigned int>PyBytes_GET_SIZE(name)
         cdef int i, found = 0
         for i in range(self.field_count):
             if self._spans[i].name_len == n and _same(b + self._spans[i].name, want, n):
@@ -153,9 +157,14 @@ cdef class RequestHead(Head):
         Content-Length of 0 rather than none (RFC 9110 8.6): there are servers that would wait for one until the
         connection closes. ``data[pos:end]`` is appended: one copy. Raises ValueError for a span outside ``data``.
         """
+        return self._render(target, <bytes_ptr>PyBytes_AS_STRING(fixed), PyBytes_GET_SIZE(fixed), drop, length,
+                            data, pos, end)
+
+    cdef bytes _render(self, bytes target, bytes_ptr fixed, Py_ssize_t fixed_size, FieldSet drop, long long length,
+                       bytes data, Py_ssize_t pos, Py_ssize_t end):
         cdef Py_ssize_t size = _span_size(data, pos, end)
         cdef Py_ssize_t bound = (PyBytes_GET_SIZE(self.raw) + 2 * self.field_count + PyBytes_GET_SIZE(target)
-                                 + PyBytes_GET_SIZE(fixed) + 96 + size)
+                                 + fixed_size + 96 + size)
         cdef PyObject *out = PyBytes_New(NULL, bound)
         cdef unsigned char *o = <unsigned char *>PyBytes_Data(out)
         cdef bytes_ptr b = <bytes_ptr>PyBytes_AS_STRING(self.raw)
@@ -171,8 +180,8 @@ cdef class RequestHead(Head):
         at += PyBytes_GET_SIZE(target)
         memcpy(o + at, b" HTTP/1.1\r\n", 11)
         at += 11
-        memcpy(o + at, PyBytes_AS_STRING(fixed), PyBytes_GET_SIZE(fixed))
-        at += PyBytes_GET_SIZE(fixed)
+        memcpy(o + at, fixed, fixed_size)
+        at += fixed_size
         at += self._copy_fields(o + at, drop)
         at += _write_framing(o + at, length)
         o[at] = 13
@@ -190,9 +199,13 @@ cdef class ResponseHead(Head):
     def render(self, bytes fixed not None, FieldSet drop not None, long long length, bint close,
                bytes data not None=b"", Py_ssize_t pos=0, Py_ssize_t end=0):
         """This response as it goes on to the client; ``length`` as in RequestHead.render; one copy."""
+        return self._render(<bytes_ptr>PyBytes_AS_STRING(fixed), PyBytes_GET_SIZE(fixed), drop, length, close,
+                            data, pos, end)
+
+    cdef bytes _render(self, bytes_ptr fixed, Py_ssize_t fixed_size, FieldSet drop, long long length, bint close,
+                       bytes data, Py_ssize_t pos, Py_ssize_t end):
         cdef Py_ssize_t size = _span_size(data, pos, end)
-        cdef Py_ssize_t bound = (PyBytes_GET_SIZE(self.raw) + 2 * self.field_count + PyBytes_GET_SIZE(fixed)
-                                 + 128 + size)
+        cdef Py_ssize_t bound = PyBytes_GET_SIZE(self.raw) + 2 * self.field_count + fixed_size + 128 + size
         cdef PyObject *out = PyBytes_New(NULL, bound)
         cdef unsigned char *o = <unsigned char *>PyBytes_Data(out)
         cdef bytes_ptr b = <bytes_ptr>PyBytes_AS_STRING(self.raw)
@@ -200,8 +213,8 @@ cdef class ResponseHead(Head):
         memcpy(o, b"HTTP/1.1", 8)
         memcpy(o + 8, b + 8, at - 8)
         at += self._copy_fields(o + at, drop)
-        memcpy(o + at, PyBytes_AS_STRING(fixed), PyBytes_GET_SIZE(fixed))
-        at += PyBytes_GET_SIZE(fixed)
+        memcpy(o + at, fixed, fixed_size)
+        at += fixed_size
         at += _write_framing(o + at, length)
         if close:
             memcpy(o + at, b"connection: close\r\n", 19)
@@ -245,6 +258,10 @@ def scan_request(bytes data not None, Py_ssize_t pos, Py_ssize_t max_head, int m
     with the first byte that makes the head wrong, however the bytes were cut. Not checked: whether Host names this
     node, and whether the rest of the fields make sense.
     """
+    return _scan_request(data, pos, max_head, max_fields)
+
+
+cdef object _scan_request(bytes data, Py_ssize_t pos, Py_ssize_t max_head, int max_fields):
     cdef bytes_ptr b = <bytes_ptr>PyBytes_AS_STRING(data)
     cdef Py_ssize_t at, start, query, stop = _stop(data, pos, max_head)
     cdef Py_ssize_t end
@@ -319,6 +336,10 @@ def scan_response(bytes data not None, Py_ssize_t pos, Py_ssize_t max_head, int 
 
     Framing by RFC 9112 6.3; 101 is refused, the other 1xx have no body and are the caller's to skip.
     """
+    return _scan_response(data, pos, max_head, max_fields, to_head)
+
+
+cdef object _scan_response(bytes data, Py_ssize_t pos, Py_ssize_t max_head, int max_fields, bint to_head):
     cdef bytes_ptr b = <bytes_ptr>PyBytes_AS_STRING(data)
     cdef Py_ssize_t at, line_end, stop = _stop(data, pos, max_head)
     cdef int count, status = 0

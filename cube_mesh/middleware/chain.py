@@ -1,7 +1,7 @@
 """The chain: runs the gates in order until one refuses, and every observer once when the exchange ends.
 
-The common case is a loop over bound methods: no task, no await, nothing allocated. A gate that has to wait hands back
-an awaitable, and the rest of the gates run in a coroutine from there on.
+The common case is a loop in C (``_fastpath/stages.pxi``) over bound methods: no task, no await, nothing allocated. A
+gate that has to wait hands back an awaitable, and the rest of the gates run in a coroutine from there on.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from logging import getLogger
 from typing import Any, TypeAlias
 
+from cube_mesh._fastpath import ChainCore
 from cube_mesh.errors import CubeMeshError, InternalError, PeerError, PolicyError
 from cube_mesh.exchange import Exchange
 from cube_mesh.message import Response, error_response
-from cube_mesh.ports import Done, Recording
+from cube_mesh.ports import Recording
 from cube_mesh.text import describe
 
 Verdict: TypeAlias = Response | None
@@ -23,22 +24,7 @@ _MISTAKE = "The server made a mistake."
 _log = getLogger("cube_mesh.chain")
 
 
-class Rest:
-    """What follows when a Recording is done: the observers behind it, then ``done``."""
-
-    __slots__ = ("_at", "_chain", "_done", "_exchange", "_refusal")
-
-    def __init__(self, chain: Chain, exchange: Exchange, at: int, refusal: CubeMeshError | None, done: Done) -> None:
-        self._chain, self._exchange, self._at, self._refusal, self._done = chain, exchange, at, refusal, done
-
-    def __call__(self, error: CubeMeshError | None) -> None:
-        refusal = self._refusal
-        if error is not None:
-            refusal = self._chain._observer_failed(self._exchange, self._at - 1, error) or refusal
-        self._chain._leave_from(self._exchange, self._at, refusal, self._done)
-
-
-class Chain:
+class Chain(ChainCore):
     """Stages by name, in order. A stage has ``enter`` (a gate), ``leave`` (an observer), or both.
 
     ``in_flight`` counts exchanges between ``enter`` and ``leave``; ``failures`` counts, by stage, observers that
@@ -50,22 +36,7 @@ class Chain:
         self._gates: tuple[Enter, ...] = tuple(s.enter for s in stages.values() if hasattr(s, "enter"))
         self._observers: tuple[Leave, ...] = tuple(s.leave for s in stages.values() if hasattr(s, "leave"))
         self._names = tuple(name for name, s in stages.items() if hasattr(s, "leave"))
-        self.in_flight = 0
         self.failures: dict[str, int] = {}
-
-    # -- gates
-
-    def enter(self, exchange: Exchange) -> Verdict | Awaitable[Verdict]:
-        """None when every gate passed, else the answer. Never raises; the caller owes one ``leave`` either way."""
-        self.in_flight += 1
-        try:
-            for gate in self._gates:
-                verdict = gate(exchange)
-                if verdict is not None:
-                    return self._stopped(exchange, gate, verdict)
-        except Exception as error:
-            return _refuse(exchange, error)
-        return None
 
     def _stopped(
         self, exchange: Exchange, gate: Enter, verdict: Response | Awaitable[Verdict]
@@ -84,39 +55,10 @@ class Chain:
                 answer = gate(exchange)
                 verdict = answer if answer is None or isinstance(answer, Response) else await answer
         except Exception as error:
-            return _refuse(exchange, error)
+            return self._refuse(exchange, error)
         if verdict is not None:
             exchange.outcome = exchange.outcome or "refused"
         return verdict
-
-    # -- observers
-
-    def leave(self, exchange: Exchange, done: Done) -> None:
-        """Run every observer, then call ``done`` once: with None, or with the CubeMeshError of an observer (audit: what
-        is not on record is not answered). In the common case that is before this returns.
-
-        A second call for the same exchange runs nothing: whoever ended it first has recorded it.
-        """
-        if exchange.left:
-            done(None)
-            return
-        exchange.left = True
-        self.in_flight -= 1
-        self._leave_from(exchange, 0, None, done)
-
-    def _leave_from(self, exchange: Exchange, at: int, refusal: CubeMeshError | None, done: Done) -> None:
-        observers = self._observers
-        while at < len(observers):
-            try:
-                recording = observers[at](exchange)
-            except Exception as error:
-                refusal = self._observer_failed(exchange, at, error) or refusal
-                recording = None
-            at += 1
-            if recording is not None:
-                recording.then(Rest(self, exchange, at, refusal, done))
-                return
-        done(refusal)
 
     def _observer_failed(self, exchange: Exchange, index: int, error: Exception) -> CubeMeshError | None:
         if isinstance(error, CubeMeshError):
@@ -128,11 +70,10 @@ class Chain:
             _log.error("observer %s failed; its later failures are only counted: %s", name, describe(error))
         return None
 
-
-def _refuse(exchange: Exchange, error: Exception) -> Response:
-    if not isinstance(error, CubeMeshError):
-        _log.error("a gate failed, request %s: %s", exchange.request_id, describe(error))
-        error = InternalError("internal", _MISTAKE, detail=type(error).__name__)
-    exchange.error = error
-    exchange.outcome = "refused" if isinstance(error, (PeerError, PolicyError)) else "failed"
-    return error_response(error)
+    def _refuse(self, exchange: Exchange, error: Exception) -> Response:
+        if not isinstance(error, CubeMeshError):
+            _log.error("a gate failed, request %s: %s", exchange.request_id, describe(error))
+            error = InternalError("internal", _MISTAKE, detail=type(error).__name__)
+        exchange.error = error
+        exchange.outcome = "refused" if isinstance(error, (PeerError, PolicyError)) else "failed"
+        return error_response(error)

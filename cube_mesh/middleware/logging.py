@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from cube_mesh._fastpath import LogLines
 from cube_mesh.exchange import Exchange
 from cube_mesh.text import Stamp, clean
 
@@ -13,7 +14,9 @@ _RANK = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
-    """What one line says. ``msg`` is always "request"; times are milliseconds, sizes body bytes."""
+    """What one line says, as JSON in this order (``_fastpath/lines.pxi``) or as text. ``msg`` is always "request";
+    times are milliseconds, sizes body bytes.
+    """
 
     time: str
     level: str
@@ -54,7 +57,7 @@ class Logging:
         self._least = _RANK[level]
         self._unsafe = unsafe
         self._stamp = Stamp()
-        self._encode_lines = msgspec.json.Encoder().encode_lines
+        self._lines = LogLines(self._stamp, node_id, unsafe)
 
     def leave(self, exchange: Exchange) -> None:
         outcome = exchange.outcome
@@ -66,8 +69,10 @@ class Logging:
             level, rank = "info", 1
         if rank < self._least:
             return
-        line = self._line(exchange, level)
-        self._write(self._encode_lines([line]) if self._json else _text(line))
+        if self._json:
+            self._write(self._lines.json(exchange, level))
+        else:
+            self._write(_text(self._line(exchange, level)))
 
     def _line(self, exchange: Exchange, level: str) -> Line:
         principal, endpoint, error = exchange.principal, exchange.endpoint, exchange.error

@@ -4,42 +4,34 @@ else makes new ones. Runs first, so that even a refusal has both in its audit ev
 
 from __future__ import annotations
 
+import os
 import re
 
+from cube_mesh._fastpath import IdGate, RequestHead
 from cube_mesh.exchange import Exchange
-from cube_mesh.ids import hex_ids
 from cube_mesh.trace_context import parse_traceparent, parse_tracestate, sampled_by_ratio
 
 _VALID = re.compile(rb"[A-Za-z0-9._:-]{1,128}").fullmatch
 
 
-class RequestId:
+class RequestId(IdGate):
     """Gate that never refuses. ``recording`` says whether this node exports spans; without it no new trace is
-    sampled.
+    sampled. Not safe across fork: both sides would make the same ids.
     """
 
     def __init__(self, sample_ratio: float = 1.0, *, recording: bool = False) -> None:
-        self._ratio = sample_ratio if recording else 0.0
-        self._new_id = hex_ids(32)
-        self._new_trace = hex_ids(32)
-        self._new_span = hex_ids(15)
+        super().__init__(os.urandom, sample_ratio if recording else 0.0)
 
-    def enter(self, exchange: Exchange) -> None:
-        head = exchange.head
-        given = head.get(b"x-request-id")
-        if given is not None and _VALID(given) is not None and head.count(b"x-request-id") == 1:
-            exchange.request_id = given.decode("ascii")
-        else:
-            exchange.request_id = self._new_id()
-        exchange.span_id = self._new_span() + "0"
-        parent = head.get(b"traceparent")
-        if parent is None or not self._continue(exchange, parent):
-            exchange.trace_id = trace_id = self._new_trace()
-            exchange.sampled = self._ratio > 0.0 and sampled_by_ratio(trace_id, self._ratio)
+    def _given(self, head: RequestHead) -> str:
+        given = head.get(b"x-request-id") or b""
+        return given.decode("ascii") if _VALID(given) is not None and head.count(b"x-request-id") == 1 else ""
 
-    def _continue(self, exchange: Exchange, value: bytes) -> bool:
+    def _sample(self, trace_id: str, ratio: float) -> bool:
+        return sampled_by_ratio(trace_id, ratio)
+
+    def _continue(self, exchange: Exchange) -> bool:
         head = exchange.head
-        parsed = parse_traceparent(value)
+        parsed = parse_traceparent(head.get(b"traceparent") or b"")
         if parsed is None or head.count(b"traceparent") != 1:
             return False
         exchange.trace_id, exchange.parent_span_id, exchange.sampled = parsed

@@ -8,14 +8,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cube_mesh.audit.event import PARTS, SCHEMA, EventWriter
+from cube_mesh.audit.event import PARTS, SCHEMA, EventWriter, Request
 from cube_mesh.errors import DependencyError, PeerError
 from cube_mesh.exchange import Exchange
 from cube_mesh.ports import Endpoint, Grant, Principal, Route
+from cube_mesh.text import Stamp, clean
 from tests.middleware.fakes import CHAT, A, bearer, channel, end, exchange
 
 NODE = "spiffe://cube/proxy/p1"
@@ -141,7 +143,37 @@ def test_kept_parts_are_bounded() -> None:
     for n in range(3000):
         passing = full(principal=Principal(f"s{n}", "jwt", ""), grant=None, attestation=channel())
         assert event(passing, writer)["session"]["user_id"] == f"s{n}"
-    assert max(len(writer._callers), len(writer._channels), len(writer._agents)) <= 1024
+    assert max(len(writer._callers), len(writer._channels)) <= 1024
+
+
+TEXT = st.text(max_size=40) | st.none()
+SECONDS = st.floats(0, 4e9)
+
+
+@given(
+    path=st.text(max_size=1100), model=TEXT, upstream=st.text(max_size=20), temperature=st.floats() | st.none(),
+    max_tokens=st.integers() | st.none(), tokens=st.integers(0, 2**70) | st.none(), size=st.integers(0, 2**62),
+    wall=SECONDS, sent=st.floats(0, 1e6), ended=st.floats(0, 1e6),
+)  # fmt: skip
+def test_it_is_what_an_encoder_makes_of_the_struct(
+    path: str, model: str | None, upstream: str, temperature: float | None, max_tokens: int | None,
+    tokens: int | None, size: int, wall: float, sent: float, ended: float,
+) -> None:  # fmt: skip
+    """The line is written by hand, in C: a general encoder is the oracle for every value."""
+    passing = full(
+        path=path, model=model, upstream=upstream, temperature=temperature, max_tokens=max_tokens, input_tokens=tokens,
+        request_size=size, started_wall=wall, forwarded_at=sent, ended_at=ended,
+    )  # fmt: skip
+    struct = Request(
+        Stamp()(wall), "r1", "f" * 32, A, "POST", clean(path, 1024), CHAT, "127.0.0.1", "", None, "curl/8", 200,
+        "completed", None, None, size, 900, int((ended - 100.0) * 1e6) / 1e3,
+        int((ended - sent) * 1e6) / 1e3 if sent else None, int((100.02 - sent) * 1e6) / 1e3 if sent else None,
+        clean(model) if model is not None else None, True, temperature, max_tokens, tokens, 9, "v1",
+        clean(upstream) or None, 200,
+    )  # fmt: skip
+    given, wanted = json.loads(EventWriter(NODE).line(passing)), json.loads(msgspec.json.encode(struct))
+    assert {name: given[name] for name in wanted} == wanted
+    assert list(given)[: len(wanted)] == list(wanted)
 
 
 NASTY = [

@@ -63,10 +63,3 @@ def test_a_configured_prefix_must_be_there(path: str) -> None:
 def test_a_prefix_that_could_not_match_is_a_configuration_error(prefix: str) -> None:
     with pytest.raises(ConfigError):
         Tenant(load_endpoints(), prefix)
-
-
-def test_many_domains_do_not_grow_the_cache() -> None:
-    stage = Tenant(load_endpoints())
-    for n in range(5000):
-        stage.enter(exchange(f"/00000000-0000-4000-8000-{n:012x}{CHAT}"))
-    assert len(stage._seen) <= 4096
