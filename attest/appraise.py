@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import msgspec
 
@@ -22,7 +23,7 @@ from attest.schemes.tdx.verify import VerifiedQuote as VerifiedTdQuote
 from attest.schemes.vtpm import appraise as vtpm
 from attest.schemes.vtpm.verify import VerifiedQuote
 
-__all__ = ["AttestationResult", "Verified", "appraise"]
+__all__ = ["AttestationResult", "Verified", "appraise", "join"]
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +57,8 @@ class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
     "simulated-" before what is. ``confidential``: hardware that keeps memory from its operator has vouched.
     ``claims``: verified claims as text. ``expires``: Unix seconds, the earliest end of claims, certificates and tokens;
     the caller adds its own interval.
-    ``appraisal_id`` is derived from evidence and policy, so equal inputs give equal ids.
+    ``appraisal_id`` is derived from evidence and policy, so equal inputs give equal ids. ``branch``: the member of a
+    composed policy that accepted. ``reference_values``: id → SHA-256 of each file of reference values of the policy.
     """
 
     verdict: str = "accept"
@@ -71,6 +73,8 @@ class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
     expires: float
     evidence_digest: str
     appraisal_id: str
+    branch: str = ""
+    reference_values: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
@@ -115,6 +119,22 @@ def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
         expires=verified.expires,
         evidence_digest=verified.evidence_digest,
         appraisal_id=hashlib.sha256(b"cube-mesh/1 appraisal\x00" + identity).hexdigest()[:32],
+        reference_values=policy.reference_files,
+    )
+
+
+def join(branch: str, results: Sequence[AttestationResult]) -> AttestationResult:
+    """One result of a branch whose views all accepted: the least of what each allows to be said."""
+    first = results[0]
+    claims: dict[str, str] = {}
+    for result in results:
+        claims |= result.claims
+    return msgspec.structs.replace(
+        first,
+        branch=branch,
+        claims=claims,
+        expires=min(result.expires for result in results),
+        confidential=all(result.confidential for result in results),
     )
 
 

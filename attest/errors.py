@@ -14,12 +14,14 @@ class Mismatch(msgspec.Struct, frozen=True):
     actual: str
     side: str = "attester"
     hint: str = ""
+    branch: str = ""  # of a composed policy
 
 
 class AttestError(Exception):
     """Root. ``code`` is the stable reason code that goes into RESULT frames, logs, audit and metrics."""
 
     code = "attest_failed"
+    mismatches: tuple[Mismatch, ...] = ()  # of a composed policy: how each branch failed
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)

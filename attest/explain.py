@@ -57,7 +57,8 @@ def explain(verdict: Verdict) -> str:
 def _policy(verdict: Verdict) -> str:
     if not verdict.policy_id:
         return "; no policy was applied."
-    return f", and the policy {verdict.policy_id} ({verdict.policy_digest[:12]}) accepts it."
+    branch = f" by its branch {verdict.branch}" if verdict.branch else ""
+    return f", and the policy {verdict.policy_id} ({verdict.policy_digest[:12]}) accepts it{branch}."
 
 
 def _confidential(verdict: Verdict) -> str:
@@ -73,7 +74,9 @@ def _failure(verdict: Verdict) -> list[str]:
 
 
 def _mismatches(verdict: Verdict) -> list[str]:
-    lines = [f"The evidence is genuine. {len(verdict.mismatches)} rules do not hold:"]
+    # A branch under which nothing verified has its error as a mismatch of the claim "evidence".
+    genuine = any(mismatch.claim != "evidence" for mismatch in verdict.mismatches)
+    lines = [f"The evidence is genuine. {len(verdict.mismatches)} rules do not hold:"] if genuine else []
     for mismatch in verdict.mismatches:
         lines += ["", *_mismatch(mismatch)]
     return lines
@@ -87,4 +90,6 @@ def _mismatch(mismatch: Mismatch) -> list[str]:
         f"  actual:   {mismatch.actual}",
         f"  side:     {_SIDES.get(mismatch.side, mismatch.side)}",
     ]
+    if mismatch.branch:
+        lines.insert(0, f"  branch:   {mismatch.branch}")
     return lines + ([f"  to do:    {advice}"] if advice else [])

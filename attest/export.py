@@ -40,12 +40,13 @@ def ear_claims(
 ) -> dict[str, Any]:
     """EAR claims of an accepted result. ``issued_at``: Unix seconds; ``policy`` is the one that it was appraised by.
 
-    A policy with an ``unsafe_`` setting gives ``warning`` instead of ``affirming``. Not checked: that ``policy`` is the
-    result's own beyond its digest, which must be equal (ValueError).
+    A policy with an ``unsafe_`` setting (in a composition: in the branch that accepted) gives ``warning`` instead of
+    ``affirming``. Not checked: that ``policy`` is the result's own beyond its digest, which must be equal (ValueError).
     """
     if policy.digest != result.policy_digest:
         raise ValueError("the result was appraised under another policy")
-    status = _WARNING if policy.unsafe or result.simulated or not result.confidential else _AFFIRMING
+    unsafe = policy.unsafe_of(result.branch)
+    status = _WARNING if unsafe or result.simulated or not result.confidential else _AFFIRMING
     vector = {"hardware": _AFFIRMING} if result.confidential else {}
     submod = {
         "ear.status": _STATUS[status],
@@ -56,7 +57,9 @@ def ear_claims(
         "cube-mesh.confidential": result.confidential,
         "cube-mesh.simulated": result.simulated,
         "cube-mesh.evidence-digest": result.evidence_digest,
-        "cube-mesh.unsafe": list(policy.unsafe),
+        "cube-mesh.branch": result.branch,
+        "cube-mesh.reference-values": dict(result.reference_values),
+        "cube-mesh.unsafe": list(unsafe),
         "cube-mesh.claims": dict(result.claims),
     }
     head = _head(issued_at, developer, build) | {"exp": int(result.expires), "jti": result.appraisal_id}

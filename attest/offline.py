@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from attest.cases import VERIFY, Case, Found, platforms_of
+from attest.composition import try_branches
 from attest.errors import AppraisalFailed, AttestError, MalformedEvidence, Mismatch, UnsupportedEvidence
 from attest.policy import EvidencePolicy, first_report_policy
 
@@ -26,7 +27,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     because the bytes are not what they should be, so that nothing could be verified.
 
     ``claims`` are verified, also beside mismatches. ``confidential``: hardware that keeps memory from its operator has
-    vouched. ``expires``: Unix seconds, the earliest end of certificates, collateral or token; None without.
+    vouched. ``branch``: of a composed policy, the one that accepted; mismatches name theirs. ``reference_values``: id →
+    SHA-256 of the policy's files of them. ``expires``: Unix seconds, the earliest end of certificates, collateral or
+    token; None without.
     """
 
     verdict: Literal["accept", "reject"]
@@ -41,6 +44,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     unsafe: tuple[str, ...] = ()
     policy_id: str = ""
     policy_digest: str = ""
+    branch: str = ""
+    reference_values: dict[str, str] = msgspec.field(default_factory=dict)
     expires: float | None = None
 
 
@@ -49,13 +54,38 @@ def judge(case: Case) -> Verdict:
     verify = VERIFY[case.scheme]
     policy, found = case.policy, None
     try:
-        policy = policy or default_policy(case)
+        # Without appraisal a composition says nothing: its branches may ask for other parts.
+        policy = default_policy(case) if policy is None or (policy.branches and case.verify_only) else policy
+        if policy.branches:
+            return _composed(case, policy)
         found = verify(case, policy)
         if found.mismatches and not case.verify_only:
             raise AppraisalFailed(found.mismatches)
     except AttestError as error:
         return _verdict(case, policy, found, error)
     return _verdict(case, policy, found, None)
+
+
+def _composed(case: Case, policy: EvidencePolicy) -> Verdict:
+    """The first branch that accepts. AttestError when none does."""
+
+    def accepted(view: EvidencePolicy) -> Found:
+        found = VERIFY[case.scheme](case, view)
+        if found.mismatches:
+            raise AppraisalFailed(found.mismatches)
+        return found
+
+    branch, views = try_branches(policy, accepted)
+    ends = [found.expires for found in views if found.expires is not None]
+    joined = msgspec.structs.replace(
+        views[0],
+        claims={name: value for found in views for name, value in found.claims.items()},
+        unchecked=tuple(dict.fromkeys(text for found in views for text in found.unchecked)),
+        expires=min(ends, default=None),
+        confidential=all(found.confidential for found in views),
+    )
+    answer = _verdict(case, policy, joined, None)
+    return msgspec.structs.replace(answer, branch=branch, unsafe=policy.unsafe_of(branch))
 
 
 def default_policy(case: Case) -> EvidencePolicy:
@@ -81,7 +111,7 @@ def _verdict(case: Case, policy: EvidencePolicy | None, found: Found | None, err
         scheme=case.scheme,
         malformed=isinstance(error, MalformedEvidence),
         confidential=found is not None and found.confidential and error is None,
-        mismatches=error.mismatches if isinstance(error, AppraisalFailed) else (),
+        mismatches=error.mismatches if error is not None else (),
         claims=found.claims if found is not None else {},
         unchecked=unchecked,
         expires=found.expires if found is not None else None,
@@ -89,4 +119,10 @@ def _verdict(case: Case, policy: EvidencePolicy | None, found: Found | None, err
     if case.verify_only or policy is None:
         return answer
     name = "default" if case.policy is None else policy.id
-    return msgspec.structs.replace(answer, unsafe=policy.unsafe, policy_id=name, policy_digest=policy.digest)
+    return msgspec.structs.replace(
+        answer,
+        unsafe=policy.unsafe,
+        policy_id=name,
+        policy_digest=policy.digest,
+        reference_values=policy.reference_files,
+    )

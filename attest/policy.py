@@ -1,8 +1,9 @@
 """The appraisal policy: a TOML file that says which evidence a relying party accepts. One schema for all platforms.
 
-A table per kind of evidence (``[vtpm]``, ``[sev-snp]``, ``[tdx]``, ``[azure]``, ``[maa]``, ``[gcp]``, ``[none]``) asks
-for that evidence: every one named must be there, and none other may be. Rules say how to compare; what to compare with
-stands apart, in ``[reference_values.*]`` or in the file that ``reference_values_file`` names. An unknown key, an empty
+A table per kind of evidence (``[vtpm]``, ``[sev-snp]``, ``[tdx]``, ``[azure]``, ``[maa]``, ``[gcp]``, ``[none]``,
+``[schemes.NAME]``) asks for that evidence: every one named must be there, and none other may be. Instead of tables a
+policy may have ``[[any_of]]`` or ``[[all_of]]``, whose members are named and are again tables or compositions
+(``composition``). Rules say how to compare; what to compare with stands apart (``reference``). An unknown key, an empty
 list or table, a rule without reference values: errors. What skips a check is called ``unsafe_``, and
 :attr:`EvidencePolicy.unsafe` lists it for the log.
 """
@@ -10,15 +11,17 @@ list or table, a rule without reference values: errors. What skips a check is ca
 from __future__ import annotations
 
 import hashlib
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from attest.chain import load_certificate
-from attest.errors import MalformedEvidence, PolicyFormatError
-from attest.rules import Table
+from attest import policy_check
+from attest.composition import ways_of
+from attest.errors import PolicyFormatError
+from attest.reference import ReferenceFile, ReferenceValues, read_text, read_toml, with_values
+from attest.rules import Id, NoneRules, Table
 from attest.schemes.azure import appraise as azure_scheme
 from attest.schemes.azure import maa_appraise as maa_scheme
 from attest.schemes.gcp import appraise as gcp_scheme
@@ -26,31 +29,21 @@ from attest.schemes.sev_snp import appraise as snp_scheme
 from attest.schemes.tdx import appraise as tdx_scheme
 from attest.schemes.vtpm import appraise as vtpm_scheme
 
-__all__ = ["EvidencePolicy", "NoneRules", "ReferenceValues", "first_report_policy", "load_policy", "parse_policy"]
-
-MAX_POLICY_BYTES = 262_144
-
-
-class NoneRules(Table, frozen=True):
-    """``[none]``: accept TLS clients that send claims only (attester "none"). Servers are never accepted so."""
-
-    accept_unattested_clients: Literal[True]
-
-
-class ReferenceValues(Table, frozen=True, rename={"sev_snp": "sev-snp"}):
-    """Reference values by platform."""
-
-    vtpm: vtpm_scheme.ReferenceValues = vtpm_scheme.ReferenceValues()
-    sev_snp: snp_scheme.ReferenceValues = snp_scheme.ReferenceValues()
-    tdx: tdx_scheme.ReferenceValues = tdx_scheme.ReferenceValues()
-    azure: azure_scheme.ReferenceValues = azure_scheme.ReferenceValues()
-    maa: maa_scheme.ReferenceValues = maa_scheme.ReferenceValues()
-    gcp: gcp_scheme.ReferenceValues = gcp_scheme.ReferenceValues()
+__all__ = [
+    "Branch",
+    "EvidencePolicy",
+    "NoneRules",
+    "ReferenceValues",
+    "first_report_policy",
+    "load_policy",
+    "parse_policy",
+]
 
 
-class _PolicyFile(Table, frozen=True, rename={"sev_snp": "sev-snp"}):
-    id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
-    max_lifetime_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 7200.0
+class _Member(Table, frozen=True, rename={"sev_snp": "sev-snp"}):
+    """What a policy and a member of a composition have in common."""
+
+    id: Id
     unsafe_accept_vtpm_only: bool = False
     vtpm: vtpm_scheme.Rules | None = None
     sev_snp: snp_scheme.Rules | None = None
@@ -59,69 +52,127 @@ class _PolicyFile(Table, frozen=True, rename={"sev_snp": "sev-snp"}):
     maa: maa_scheme.Rules | None = None
     gcp: gcp_scheme.Rules | None = None
     none: NoneRules | None = None
+    schemes: dict[Id, dict[str, Any]] | None = None
+    any_of: tuple[_Member, ...] | None = None
+    all_of: tuple[_Member, ...] | None = None
     reference_values: ReferenceValues | None = None
-    reference_values_file: str | None = None
+
+
+class _PolicyFile(_Member, frozen=True, rename={"sev_snp": "sev-snp"}):
+    max_lifetime_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 7200.0
+
+
+class Branch(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to satisfy a composition. ``id``: the members on the way, as "eu/milan" or, for all of several,
+    "eu+boot". ``views``: policies without composition that must all accept; more than one where two members have
+    rules for the same kind of evidence.
+    """
+
+    id: str
+    views: tuple[EvidencePolicy, ...]
 
 
 class EvidencePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A checked policy. ``digest`` is SHA-256 (hex) over its content in canonical form: rules and reference values, not
     comments, order or white space. ``max_lifetime_s`` bounds how far ahead the claims' not-after may lie.
+
+    With ``branches`` (any of which must accept) the tables are None: the branches' views have them, under the id and
+    digest of the whole. ``reference_files``: id → SHA-256 (hex) of each file of reference values.
     """
 
     id: str
     digest: str
     max_lifetime_s: float
-    unsafe_accept_vtpm_only: bool
-    vtpm: vtpm_scheme.Rules | None
-    sev_snp: snp_scheme.Rules | None
-    tdx: tdx_scheme.Rules | None
-    azure: azure_scheme.Rules | None
-    maa: maa_scheme.Rules | None
-    gcp: gcp_scheme.Rules | None
-    none: NoneRules | None
-    reference_values: ReferenceValues
+    unsafe_accept_vtpm_only: bool = False
+    vtpm: vtpm_scheme.Rules | None = None
+    sev_snp: snp_scheme.Rules | None = None
+    tdx: tdx_scheme.Rules | None = None
+    azure: azure_scheme.Rules | None = None
+    maa: maa_scheme.Rules | None = None
+    gcp: gcp_scheme.Rules | None = None
+    none: NoneRules | None = None
+    schemes: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+    reference_values: ReferenceValues = ReferenceValues()
+    reference_files: dict[str, str] = msgspec.field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
 
     @property
     def unsafe(self) -> tuple[str, ...]:
-        """The ``unsafe_`` settings that are on, as "table.key"."""
+        """The ``unsafe_`` settings that are on, as "table.key", in a composition "branch: table.key"."""
+        if self.branches:
+            return tuple(f"{branch.id}: {name}" for branch in self.branches for name in self.unsafe_of(branch.id))
+        return self._unsafe()
+
+    def unsafe_of(self, branch: str) -> tuple[str, ...]:
+        """The same of one branch alone; ``branch`` "" is a policy without any."""
+        if not branch:
+            return self._unsafe()
+        views = [view for known in self.branches if known.id == branch for view in known.views]
+        return tuple(dict.fromkeys(name for view in views for name in view._unsafe()))
+
+    def _unsafe(self) -> tuple[str, ...]:
         tables: tuple[tuple[str, Any], ...] = (
             ("", self), ("vtpm.", self.vtpm), ("sev-snp.", self.sev_snp), ("tdx.", self.tdx),
             ("azure.", self.azure), ("maa.", self.maa), ("gcp.", self.gcp),
         )  # fmt: skip
-        return tuple(
+        named = [
             prefix + name
             for prefix, table in tables
             if table is not None
             for name in table.__struct_fields__
             if name.startswith("unsafe_") and getattr(table, name)
-        )
+        ]
+        for scheme, rules in self.schemes.items():
+            named += [f"schemes.{scheme}.{name}" for name in rules if name.startswith("unsafe_") and rules[name]]
+        return tuple(named)
 
 
 def load_policy(path: str | Path) -> EvidencePolicy:
-    """Read a policy file, and its reference values' file if it names one (relative to it). PolicyFormatError."""
+    """Read a policy file, and the files of reference values that it names (relative to it). PolicyFormatError."""
     path = Path(path)
-    text = _read(path)
-    document = _toml(text, str(path))
-    name = document.get("reference_values_file")
-    reference = _read(path.parent / name) if isinstance(name, str) else None
-    return parse_policy(text, reference, where=str(path))
+    text = read_text(path)
+    names = reference_file_names(read_toml(text, str(path)))
+    return _parse(text, {name: read_text(path.parent / name) for name in names}, str(path))
 
 
-def parse_policy(text: str, reference_values: str | None = None, *, where: str = "policy") -> EvidencePolicy:
-    """The policy in ``text``; ``reference_values`` is the text of the file that it names. Raises PolicyFormatError."""
-    document = _toml(text, where)
-    has_file = "reference_values_file" in document
-    if has_file != (reference_values is not None) or (has_file and "reference_values" in document):
-        raise PolicyFormatError(f"{where}: reference values stand in the policy or in the file that it names")
+def parse_policy(
+    text: str,
+    reference_values: str | None = None,
+    *,
+    files: Mapping[str, str] | None = None,
+    where: str = "policy",
+) -> EvidencePolicy:
+    """The policy in ``text``. ``files``: the text of each file of reference values, by the name that the policy gives
+    it; ``reference_values`` is that text where there is one file. Raises PolicyFormatError.
+    """
+    given = dict(files or {})
     if reference_values is not None:
-        document["reference_values"] = _toml(reference_values, f"{where}: reference values")
+        names = reference_file_names(read_toml(text, where))
+        if len(names) != 1:
+            raise PolicyFormatError(f"{where}: reference values stand in the policy or in the file that it names")
+        given[names[0]] = reference_values
+    return _parse(text, given, where)
+
+
+def reference_file_names(document: Mapping[str, Any]) -> list[str]:
+    """The files that a policy's unchecked document names, each once."""
+    names = [document["reference_values_file"]] if "reference_values_file" in document else []
+    listed = document.get("reference_values_files")
+    names += [entry.get("file") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    for key in ("any_of", "all_of"):
+        members = document.get(key)
+        for member in members if isinstance(members, list) else ():
+            names += reference_file_names(member) if isinstance(member, dict) else []
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+
+def _parse(text: str, files: Mapping[str, str], where: str) -> EvidencePolicy:
+    document, used = with_values(read_toml(text, where), files, where)
     try:
         content = msgspec.convert(document, _PolicyFile)
     except msgspec.ValidationError as error:
         raise PolicyFormatError(f"{where}: {error}") from None
-    policy = _policy(content)
-    _check(policy, where)
-    return policy
+    return _policy(content, used, where)
 
 
 Platform = Literal["vtpm", "sev-snp", "tdx", "azure", "maa", "gcp"]
@@ -155,138 +206,23 @@ def first_report_policy(*platforms: Platform) -> EvidencePolicy:
     return parse_policy(text + "".join(_FIRST_REPORT[name] for name in _FIRST_REPORT if name in platforms))
 
 
-def _read(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise PolicyFormatError(f"{path}: {error.strerror}") from None
-    if len(raw) > MAX_POLICY_BYTES:
-        raise PolicyFormatError(f"{path}: above {MAX_POLICY_BYTES} bytes")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        raise PolicyFormatError(f"{path}: not UTF-8") from None
-
-
-def _toml(text: str, where: str) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyFormatError(f"{where}: {error}") from None
-    _refuse_empty(document, where)
-    return document
-
-
-def _refuse_empty(value: object, where: str) -> None:
-    """An empty list, table or text would read as "nothing to check": whoever means that leaves the key out."""
-    if value in ({}, [], ""):
-        raise PolicyFormatError(f"{where}: is empty")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_empty(item, f"{where}: {key}")
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_empty(item, where)
-
-
-def _policy(content: _PolicyFile) -> EvidencePolicy:
-    canonical = msgspec.structs.replace(content, reference_values_file=None)
-    encoded = msgspec.json.encode(canonical, order="deterministic")
-    return EvidencePolicy(
+def _policy(content: _PolicyFile, used: tuple[ReferenceFile, ...], where: str) -> EvidencePolicy:
+    encoded = msgspec.json.encode(content, order="deterministic")
+    whole = EvidencePolicy(
         id=content.id,
         digest=hashlib.sha256(b"cube-mesh/1 policy\x00" + encoded).hexdigest(),
         max_lifetime_s=content.max_lifetime_s,
-        unsafe_accept_vtpm_only=content.unsafe_accept_vtpm_only,
-        vtpm=content.vtpm,
-        sev_snp=content.sev_snp,
-        tdx=content.tdx,
-        azure=content.azure,
-        maa=content.maa,
-        gcp=content.gcp,
-        none=content.none,
-        reference_values=content.reference_values or ReferenceValues(),
+        reference_files={file.id: file.digest for file in used},
     )
+    ways = ways_of(content, where)
+    branches = tuple(Branch(id=name, views=tuple(_view(whole, way) for way in views)) for name, views in ways.items())
+    for branch in branches:
+        for view in branch.views:
+            policy_check.check(view, f"{where}: {branch.id}" if branch.id else where)
+    if list(ways) == [""]:
+        return branches[0].views[0]
+    return msgspec.structs.replace(whole, branches=branches)
 
 
-def _check(policy: EvidencePolicy, where: str) -> None:
-    problems = _table_problems(policy)
-    if policy.vtpm is not None:
-        named = policy.sev_snp is not None or policy.tdx is not None
-        problems += _vtpm_problems(policy.vtpm, policy.reference_values.vtpm, named_by_hardware=named)
-    if policy.sev_snp is not None:
-        problems += snp_scheme.problems(policy.sev_snp, policy.reference_values.sev_snp)
-    if policy.tdx is not None:
-        problems += tdx_scheme.problems(policy.tdx, policy.reference_values.tdx)
-    problems += _token_problems(policy)
-    if problems:
-        raise PolicyFormatError(f"{where}: {'; '.join(problems)}")
-
-
-def _table_problems(policy: EvidencePolicy) -> list[str]:
-    problems = []
-    tables = {
-        name: (getattr(policy, name), getattr(policy.reference_values, name))
-        for name in ReferenceValues.__struct_fields__
-    }
-    asked = [name for name, (rules, _) in tables.items() if rules is not None]
-    if not asked and policy.none is None:
-        kinds = ", ".join(f"[{name.replace('_', '-')}]" for name in (*tables, "none"))
-        problems.append(f"asks for no evidence: one of {kinds} is required")
-    if asked and policy.none is not None:
-        problems.append("[none] beside another kind of evidence")
-    hardware = policy.sev_snp or policy.tdx
-    if policy.sev_snp is not None and policy.tdx is not None:
-        problems.append("[sev-snp] and [tdx]: evidence has room for one kind of hardware")
-    if policy.azure is not None and (policy.vtpm is None or hardware is None):
-        problems.append("[azure] says how hardware and vTPM hang together: it needs [vtpm] and the hardware's table")
-    if policy.maa is not None and policy.gcp is not None:
-        problems.append("[maa] and [gcp]: evidence has room for one token")
-    for field, (rules, values) in tables.items():
-        name = field.replace("_", "-")
-        if rules is None and values != type(values)():
-            problems.append(f"reference values for [{name}], which is not asked for")
-    return problems
-
-
-def _vtpm_problems(
-    rules: vtpm_scheme.Rules, values: vtpm_scheme.ReferenceValues, *, named_by_hardware: bool
-) -> list[str]:
-    problems = []
-    pinned = bool(values.ak_names or values.ak_roots)
-    if not pinned and not rules.unsafe_any_ak and not named_by_hardware:
-        problems.append("reference_values.vtpm: no AK is pinned (ak_names) or certified (ak_roots)")
-    if pinned and rules.unsafe_any_ak:
-        problems.append("vtpm.unsafe_any_ak contradicts the AKs in the reference values")
-    wanted, given = {str(index) for index in rules.pcrs}, set(values.pcr_values)
-    if rules.unsafe_any_pcr_values and given:
-        problems.append("vtpm.unsafe_any_pcr_values contradicts the PCR values")
-    given |= set(values.event_digests)
-    if set(values.pcr_values) & set(values.event_digests):
-        problems.append("reference_values.vtpm: pcr_values and event_digests of the same PCR")
-    if rules.pcr_bank == "sha1" and not rules.unsafe_allow_sha1:
-        problems.append("vtpm.pcr_bank is sha1: only with unsafe_allow_sha1 = true")
-    if not rules.unsafe_any_pcr_values and wanted != given:
-        lone = ", ".join(sorted(wanted ^ given, key=int))
-        problems.append(f"reference_values.vtpm.pcr_values: rule or value missing for PCR {lone}")
-    for pem in values.ak_roots:
-        try:
-            load_certificate(pem.encode())
-        except MalformedEvidence:
-            problems.append("reference_values.vtpm.ak_roots: not a PEM certificate")
-    return problems
-
-
-def _token_problems(policy: EvidencePolicy) -> list[str]:
-    problems = []
-    if policy.maa is not None:
-        maa, values = policy.maa, policy.reference_values.maa
-        if maa.unsafe_any_issuer == bool(maa.issuers):
-            problems.append("maa: give issuers, or unsafe_any_issuer = true, not both")
-        if maa.unsafe_any_measurement == bool(values.measurements):
-            problems.append("maa: give measurements, or unsafe_any_measurement = true, not both")
-    if policy.gcp is not None:
-        if policy.gcp.unsafe_any_audience == bool(policy.gcp.audiences):
-            problems.append("gcp: give audiences, or unsafe_any_audience = true, not both")
-        if policy.gcp.unsafe_any_image == bool(policy.reference_values.gcp.image_digests):
-            problems.append("gcp: give image_digests, or unsafe_any_image = true, not both")
-    return problems
+def _view(whole: EvidencePolicy, tables: Mapping[str, Any]) -> EvidencePolicy:
+    return msgspec.structs.replace(whole, **tables)

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 
 from cryptography import x509
 
-from attest.appraise import AttestationResult, Verified, appraise
+from attest.appraise import AttestationResult, Verified, appraise, join
 from attest.binding import Expected, ak_report_data, check_binding, data_hash, snp_report_data
 from attest.chain import load_certificate
 from attest.collateral import Endorsements, parse_collateral, sort_endorsements
+from attest.composition import try_branches
 from attest.errors import EndorsementUnavailable, UnsupportedEvidence
 from attest.evidence import (
     AZURE_HCL_TYPE,
@@ -66,6 +67,11 @@ class Verifier:
         self, policy: EvidencePolicy, *, allow_simulated: bool = False, token_keys: Sequence[Jwk] = ()
     ) -> None:
         self.policy = policy
+        self._views = {
+            id(view): Verifier(view, allow_simulated=allow_simulated, token_keys=token_keys)
+            for branch in policy.branches
+            for view in branch.views
+        }
         self._token_keys = tuple(token_keys)
         self._snp_roots = _snp_roots(allow_simulated) if policy.sev_snp is not None else {}
         self._tdx_roots = _tdx_roots(allow_simulated) if policy.tdx is not None else ()
@@ -87,6 +93,8 @@ class Verifier:
         evidence = decode_evidence(raw)
         # 2. The claims are those of this channel, peer and time.
         claims = check_binding(evidence.claims, expected, now, self.policy.max_lifetime_s)
+        if self.policy.branches:
+            return self._any_branch(raw, expected, now, endorsements)
         # 3. Exactly the parts that the policy asks for.
         self._check_parts(evidence)
         # 4. Signatures and chains; each part speaks for the hash of these very claims.
@@ -112,6 +120,17 @@ class Verifier:
             space=space,
         )
         return appraise(verified, self.policy)
+
+    def _any_branch(
+        self, raw: bytes, expected: Expected, now: float, endorsements: Sequence[bytes]
+    ) -> AttestationResult:
+        """Steps 3 to 5 for each branch of a composition until one accepts; each view verifies for itself."""
+
+        def one(view: EvidencePolicy) -> AttestationResult:
+            return self._views[id(view)].appraise(raw, expected, now=now, endorsements=endorsements)
+
+        branch, results = try_branches(self.policy, one)
+        return join(branch, results)
 
     def _check_parts(self, evidence: Evidence) -> None:
         policy = self.policy
