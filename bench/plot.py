@@ -14,8 +14,8 @@ Points = Sequence[tuple[float, float]]
 
 
 def bars(title: str, rows: Sequence[tuple[str, Spread]]) -> str:
-    """A horizontal bar a row for its ``median``, with a whisker from ``min`` to ``max``. The axis begins at 0, unless the
-    rows are more than a hundredfold apart: then it is logarithmic, begins at 1, and the title says so."""
+    """A horizontal bar a row for its ``median``, with a whisker from ``min`` to ``max``. The axis begins at 0, unless
+    the rows are more than a hundredfold apart: then it is logarithmic, begins at 1, and the title says so."""
     most = max((spread["max"] for _, spread in rows), default=0) or 1.0
     logarithmic = bool(rows) and most > 100 * min(spread["median"] for _, spread in rows) > 0
     across = _WIDTH - _LEFT - _RIGHT

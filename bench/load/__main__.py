@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 starts = with_attested(wanted) if options.attested else plain(wanted)
                 run.at_full_speed(options.rounds, starts, latency=not options.no_latency)
-        except BenchError as error:
+        except (BenchError, RuntimeError) as error:  # a round that failed, a system that did not start
             print(f"the run ended: {error}", file=sys.stderr)
             return 1
     about = {

@@ -1,7 +1,8 @@
 """A model server that costs next to nothing: canned answers, so that the gateway in front of it is what is measured.
 
 ``python -m bench.load.upstream PORT``. Any request is answered at once: with a 470-byte chat completion, or, when its
-body asks for a stream, with 64 events and ``[DONE]`` in one write. It trusts its callers: nothing is validated.
+body asks for a stream, with 64 events and ``[DONE]`` in one write; a body with ``"endless": true`` gets a stream that
+begins and never goes on. It trusts its callers: nothing is validated.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 WHOLE, STREAM = _whole(), _stream()
+BEGUN = STREAM[: STREAM.index(b"word8")]  # ends inside an event
 
 
 class Canned(asyncio.Protocol):
@@ -76,7 +78,10 @@ class Canned(asyncio.Protocol):
             end = head + 4 + _length(data, head)
             if len(data) < end:
                 break
-            self._write(STREAM if data.find(b'"stream": true', head, end) > 0 else WHOLE)
+            if data.find(b'"stream": true', head, end) < 0:
+                self._write(WHOLE)
+            else:
+                self._write(STREAM if data.find(b'"endless": true', head, end) < 0 else BEGUN)
             data = data[end:]
         self._rest = data
 

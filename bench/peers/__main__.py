@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = Run(directory, options.seconds)
         try:
             run.at_full_speed(options.rounds, _beside(wanted), latency=False)
-        except BenchError as error:
+        except (BenchError, RuntimeError) as error:  # a round that failed, a system that did not start
             print(f"the run ended: {error}", file=sys.stderr)
             return 1
     about = {"bench": "peers", "stream": False, "seconds": options.seconds, "absent": run.absent}

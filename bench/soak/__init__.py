@@ -1,0 +1,1 @@
+"""Many mixed requests against one real proxy: do memory and descriptors stay where they were?"""
