@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.core import Metric
 
 from cube_mesh import __version__
 from cube_mesh.admission import Admission
@@ -119,12 +118,12 @@ class Node:
         self._writer, json_lines = log.setup(
             settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=unsafe
         )
+        self._place = place if place is not None else Place()
         self._phase = "starting"  # "" while the node may serve
         self._local: asyncio.Server | None = None
         self._role: NodeRole | None = None
-        self._numbers = Metrics(domain.id for domain in settings.identity.domains)
+        self._numbers = Metrics((domain.id for domain in settings.identity.domains), self._place.slab)
         self._collector = NodeCollector(self._numbers, {"version": __version__, "role": role}, unsafe=unsafe)
-        self._place = place if place is not None else Place()
         self._health = Health(f"cube-{role}", __version__, unsafe=unsafe, instance=self._place.instance)
         self._parts = Parts(
             settings=settings,
@@ -163,6 +162,8 @@ class Node:
         await self._listen_locally()
         await role.start()
         self._writer.start(loop)
+        if self._place.worker is not None:
+            self._collector.start(loop)
         self._phase = ""
         _log.info("%s is up", self._role_name)
 
@@ -180,12 +181,9 @@ class Node:
     def _metrics(self, query: bytes) -> Response:
         return Response(200, generate_latest(self._registry), CONTENT_TYPE_LATEST.encode("ascii"))
 
-    def families(self) -> Iterable[Metric]:
-        """The numbers of this process, as they are now."""
-        return self._registry.collect()
-
     def checks(self) -> dict[str, str]:
-        """The readiness checks, each with what it waits for, "" when it holds."""
+        """The readiness checks, each with what it waits for, "" when it holds. Who asks sees fresh numbers, too."""
+        self._collector.publish()
         missing = self._health.missing()
         return {name: missing.get(name, "") for name in self._health.checks}
 
@@ -219,6 +217,7 @@ class Node:
         if self._local is not None:
             self._local.close()
         self._parts.sweeper.stop()
+        self._collector.stop()
         _log.info("%s is down", self._role_name)
         self._writer.close()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from cube_mesh._fastpath import Slab
 from cube_mesh.admission import Admission
 from cube_mesh.deadlines import Sweeper
 from cube_mesh.endpoints import EndpointTable
@@ -25,11 +26,13 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where in a node of several processes this one stands. The defaults: it is all of the node.
 
     ``listener``: the socket that all workers accept on, listening already. ``instance``: /health's, one for the node.
+    ``slab``: the region that this process counts in.
     """
 
     worker: int | None = None
     listener: socket.socket | None = None
     instance: str = ""
+    slab: Slab | None = None
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):

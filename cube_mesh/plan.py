@@ -16,12 +16,16 @@ import msgspec
 from cube_mesh import process
 from cube_mesh.listener import bind, bind_edge
 from cube_mesh.settings import Settings
+from cube_mesh.telemetry import slab
 
 Role = Literal["proxy", "agent"]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """``tenants_fd`` and ``local_fd`` are the numbers of the listening sockets in every process; -1: no local one."""
+    """``tenants_fd`` and ``local_fd`` are the numbers of the listening sockets in every process; -1: no local one.
+
+    ``slab_fd``: of what all processes count in. A worker's region has its index, then come supervisor and keeper.
+    """
 
     role: Role
     settings: Settings
@@ -29,6 +33,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     instance: str  # of /health: one for the node
     tenants_fd: int
     local_fd: int
+    slab_fd: int
+
+    @property
+    def supervisor_region(self) -> int:
+        return self.workers
+
+    @property
+    def keeper_region(self) -> int:
+        return self.workers + 1
 
 
 def worker_count(role: Role, settings: Settings) -> int:
@@ -50,14 +63,16 @@ def launch(role: Role, settings: Settings) -> NoReturn:
     tenants = bind_edge(listen) if role == "proxy" else bind(listen.host, listen.port, listen.backlog)
     local = bind(metrics.host, metrics.port, 16) if metrics.port >= 0 else None
     fds = (tenants.detach(), local.detach() if local is not None else -1)
-    for fd in fds:
+    workers = worker_count(role, settings)
+    numbers = slab.create(workers + 2)
+    for fd in (*fds, numbers):
         if fd >= 0:
             os.set_inheritable(fd, True)
     plan = Plan(
-        role=role, settings=settings, workers=worker_count(role, settings), instance=str(uuid.uuid4()),
-        tenants_fd=fds[0], local_fd=fds[1],
+        role=role, settings=settings, workers=workers, instance=str(uuid.uuid4()),
+        tenants_fd=fds[0], local_fd=fds[1], slab_fd=numbers,
     )  # fmt: skip
-    argv = process.command("cube_mesh.launcher", process.sealed(msgspec.json.encode(plan)), *fds)
+    argv = process.command("cube_mesh.launcher", process.sealed(msgspec.json.encode(plan)), numbers, *fds)
     os.execve(argv[0], argv, process.environment())
 
 

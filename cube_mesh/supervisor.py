@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from cube_mesh import __version__, process
@@ -33,13 +33,14 @@ from cube_mesh.message import Response, error_response
 from cube_mesh.ports import Done
 from cube_mesh.restarts import Slot, unready
 from cube_mesh.service import Service
-from cube_mesh.stats import ReportedStats, Stats
-from cube_mesh.telemetry import log
+from cube_mesh.telemetry import log, slab
+from cube_mesh.telemetry.families import process_families
+from cube_mesh.telemetry.metrics import Metrics, NodeCollector
 from cube_mesh.worker_process import WorkerProcess
 
 DRAIN, NOW, RELOAD = b"D", b"N", b"H"
+_PATIENCE_S = 2.0  # for the supervisor before this one, should it still be dying
 _ANSWER_S = 1.0  # a worker that takes longer to report does not answer
-_LOOK_S = 2.0  # between two looks at the workers' numbers: what a killed worker counted since is lost
 _GRACE_S = 5.0  # beyond timeouts.drain_s, then a worker is killed
 _log = logging.getLogger("cube_mesh.supervisor")
 
@@ -60,7 +61,16 @@ class Supervisor:
         )
         self._slots = [Slot() for _ in range(plan.workers)]
         self._workers: dict[int, WorkerProcess] = {}
-        self._stats: Stats = ReportedStats()
+        mine = plan.supervisor_region
+        numbers = Metrics(slab=slab.attach(plan.slab_fd, mine, _PATIENCE_S))
+        self._regions = slab.regions(plan.slab_fd)
+        others = tuple(region for index, region in enumerate(self._regions) if index != mine)
+        for region in others:  # whoever wrote there died with the supervisor before this one
+            slab.retire(region)
+        info = {"version": __version__, "role": plan.role}
+        self._numbers = NodeCollector(numbers, info, unsafe=settings.unsafe_allow_simulated, others=others)
+        text = "Processes that ended and were started again."
+        self._numbers.counter("cube_process_restarts", text, "process", self._restarted)
         self._health = Health(
             f"cube-{plan.role}", __version__, unsafe=settings.unsafe_allow_simulated, instance=plan.instance
         )
@@ -81,9 +91,7 @@ class Supervisor:
         local = await self._listen_locally()
         for index in range(self._plan.workers):
             self._start(index)
-        look = loop.create_task(self._look())
         await self._over.wait()
-        look.cancel()
         if local is not None:
             local.close()
         _log.info("%s is down", self._plan.role)
@@ -95,7 +103,7 @@ class Supervisor:
     def _start(self, index: int) -> None:
         if self._phase == "draining":
             return
-        fds = (self._plan_fd, self._plan.tenants_fd)
+        fds = (self._plan_fd, self._plan.tenants_fd, self._plan.slab_fd)
         worker = WorkerProcess(index, fds, partial(self._reported, index), partial(self._ended, index))
         self._workers[index] = worker
         self._slots[index].started()
@@ -107,9 +115,7 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
     def _reported(self, index: int) -> None:
-        worker = self._workers[index]
         self._slots[index].up(self._loop.time())
-        self._stats.take(index, worker.report.families)
         self._came_up.add(index)
         if self._phase == "starting" and len(self._came_up) == self._plan.workers:
             self._phase = ""
@@ -118,7 +124,7 @@ class Supervisor:
     def _ended(self, index: int, code: int) -> None:
         """A worker's process is gone; ``code`` is negative for a signal."""
         del self._workers[index]
-        self._stats.ended(index)
+        slab.retire(self._regions[index])
         if self._phase == "draining":
             if not self._workers:
                 self._over.set()
@@ -188,11 +194,6 @@ class Supervisor:
         sock = socket.socket(fileno=self._plan.local_fd)
         return await self._loop.create_server(partial(Downstream, service), sock=sock)
 
-    async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            await self._ask()
-
     async def _ask(self) -> dict[int, dict[str, str] | None]:
         """The readiness checks of every worker that is up, fresh; None for one that does not answer."""
         asked = {i: worker for i, worker in self._workers.items() if self._slots[i].state == "up"}
@@ -217,19 +218,18 @@ class Supervisor:
 
     def _families(self) -> Iterator[Metric]:
         labels = {"unsafe": "true"} if self._plan.settings.unsafe_allow_simulated else {}
-        yield from self._stats.families()
+        yield from self._numbers.collect()
+        yield from process_families((f"worker-{i}", self._regions[i]) for i in range(self._plan.workers))
         yield from _own_process()
         workers = GaugeMetricFamily("cube_workers", "Worker processes.")
         for state in ("up", "starting", "waiting"):
             count = sum(slot.state == state for slot in self._slots)
             workers.add_sample("cube_workers", {"state": state, **labels}, count)
         yield workers
-        name = "cube_process_restarts"
-        restarts = CounterMetricFamily(name, "Processes that ended and were started again.")
-        ended = {"supervisor": self._restarts, "worker": sum(slot.restarts for slot in self._slots)}
-        for kind, count in ended.items():
-            restarts.add_sample(f"{name}_total", {"process": kind, **labels}, count)
-        yield restarts
+
+    def _restarted(self) -> dict[str, int]:
+        """In this life of the supervisor, its own start included; the lives before are in its region."""
+        return {"supervisor": int(self._restarts > 0), "worker": sum(slot.restarts for slot in self._slots)}
 
 
 def _own_process() -> Iterator[Metric]:

@@ -18,7 +18,10 @@ from cube_mesh import process
 from cube_mesh.errors import ConfigError
 from cube_mesh.node import EX_CONFIG, Node, serve
 from cube_mesh.parts import Place
-from cube_mesh.worker_link import Report, WorkerEnd, families_of
+from cube_mesh.telemetry import slab
+from cube_mesh.worker_link import Report, WorkerEnd
+
+_PATIENCE_S = 2.0  # for the worker before this one, should it still be dying
 
 
 class Orders:
@@ -43,9 +46,10 @@ async def _serve(plan: plans.Plan, link: socket.socket, index: int) -> int:
     loop = asyncio.get_running_loop()
     listener = socket.socket(fileno=plan.tenants_fd)
     settings = plans.share(plan.settings, plan.workers, index)
-    node = Node(plan.role, settings, Place(worker=index, listener=listener, instance=plan.instance))
+    numbers = slab.attach(plan.slab_fd, index, _PATIENCE_S)
+    node = Node(plan.role, settings, Place(worker=index, listener=listener, instance=plan.instance, slab=numbers))
     orders = Orders(loop, node)
-    end = WorkerEnd(lambda: Report(node.checks(), families_of(node.families())), orders)
+    end = WorkerEnd(lambda: Report(node.checks()), orders)
     await loop.create_unix_connection(lambda: end, sock=link)
     code = await serve(node, orders, end.send)
     await end.close()

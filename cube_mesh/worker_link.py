@@ -7,46 +7,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import cast
 
 import msgspec
-from prometheus_client.core import Metric
 
 ASK = b"?"
 _LENGTH = 4
-_MAX_BYTES = 67_108_864
-
-
-class Sample(msgspec.Struct, frozen=True, array_like=True):
-    name: str
-    labels: dict[str, str]
-    value: float
-
-
-class Family(msgspec.Struct, frozen=True, array_like=True):
-    """One metric family: ``kind`` as Prometheus names it."""
-
-    name: str
-    text: str
-    kind: str
-    samples: tuple[Sample, ...]
+_MAX_BYTES = 1_048_576
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
     """``checks``: the worker's readiness checks, each with what it waits for, "" when it holds."""
 
     checks: dict[str, str]
-    families: tuple[Family, ...]
-
-
-def families_of(metrics: Iterable[Metric]) -> tuple[Family, ...]:
-    """Prometheus's objects as values."""
-    return tuple(
-        Family(family.name, family.documentation, family.type,
-               tuple(Sample(sample.name, dict(sample.labels), float(sample.value)) for sample in family.samples))
-        for family in metrics
-    )  # fmt: skip
 
 
 _encode = msgspec.msgpack.Encoder().encode

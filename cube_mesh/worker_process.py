@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from cube_mesh import process
 from cube_mesh.worker_link import ASK, Report, read_report
 
-_NOTHING = Report({}, ())
+_NOTHING = Report({})
 
 
 class WorkerProcess:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import time
 from struct import Struct
 
 import msgspec
@@ -60,18 +61,30 @@ def retire(slab: Slab) -> None:
             row.put(1, 0)
 
 
-def attach(fd: int, index: int) -> Slab:
-    """This process's region of an inherited slab, with all that earlier owners counted.
+def attach(fd: int, index: int, patience_s: float = 0.0) -> Slab:
+    """This process's region of an inherited slab, with all that earlier owners counted. ``patience_s``: how long the
+    last owner may take to die.
 
     Raises InternalError when a live process owns it or when it is no slab of this version. The lock that says so is
     this process's until it ends, as long as it keeps ``fd`` open and closes no other descriptor of the file.
     """
     try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+        _lock(fd, index, time.monotonic() + patience_s)
         return _region(fd, index)
     except (OSError, ValueError) as error:
         detail = f"region {index} of the metrics slab: {error}"
         raise InternalError("internal", "The server made a mistake.", detail=detail) from error
+
+
+def _lock(fd: int, index: int, until: float) -> None:
+    while True:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(0.02)
 
 
 def _region(fd: int, index: int) -> Slab:

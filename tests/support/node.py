@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import urllib.error
@@ -42,6 +43,18 @@ class Node(Child):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    # -- a node of several processes
+
+    @property
+    def supervisor_pid(self) -> int:
+        """0 when there is none at the moment."""
+        return next(iter(children(self.pid, "cube_mesh.supervisor")), 0)
+
+    def worker_pids(self) -> dict[int, int]:
+        """Worker's index to its pid."""
+        found = children(self.supervisor_pid, "cube_mesh.worker")
+        return {int(command_line(pid)[-1]): pid for pid in found}
+
     def wait_ready(self, timeout_s: float = 20.0) -> Node:
         self.wait_until("/readyz", lambda: self.local("/readyz")[0] == 200, timeout_s)
         return self
@@ -55,6 +68,26 @@ class Node(Child):
             return answer.code, answer.read().decode()
         except OSError as error:
             return 0, str(error)
+
+
+def children(parent: int, module: str) -> list[int]:
+    """Pids of the live processes that ``parent`` made as ``python -m module``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and module in command_line(int(entry.name)):
+            with contextlib.suppress(OSError):
+                state, ppid = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                if int(ppid) == parent and state != "Z":
+                    found.append(int(entry.name))
+    return sorted(found)
+
+
+def command_line(pid: int) -> list[str]:
+    """Its arguments; empty when it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
+        return []
 
 
 def to_toml(config: Config) -> str:
