@@ -127,6 +127,7 @@ class Mesh:
 
 
 def read_events(directory: Path) -> list[dict[str, Any]]:
-    """The whole lines of a proxy's audit file. A torn last line (after a kill) is left out."""
-    lines = (directory / "audit.jsonl").read_bytes().split(b"\n")[:-1]
+    """The whole lines of a proxy's audit files. A torn last line (after a kill) is left out."""
+    files = sorted(directory.glob("audit*.jsonl"))
+    lines = [line for file in files for line in file.read_bytes().split(b"\n")[:-1]]
     return [msgspec.json.decode(line) for line in lines]
