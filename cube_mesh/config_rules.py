@@ -257,6 +257,10 @@ def _telemetry(settings: Settings) -> Iterator[Problem]:
         yield "tracing.otlp_endpoint", "must be an http or https URL"
     if not settings.audit.path:
         yield "audit.path", "must not be empty: every request is audited"
+    if settings.audit.rotate_bytes < 4096:
+        yield "audit.rotate_bytes", f"must be at least 4096, not {settings.audit.rotate_bytes}"
+    if settings.audit.max_spool_bytes < 2 * settings.audit.rotate_bytes:
+        yield "audit.max_spool_bytes", "must hold two files of audit.rotate_bytes"
 
 
 def _proxy(settings: Settings) -> Iterator[Problem]:

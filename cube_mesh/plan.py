@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from pathlib import Path
 from typing import Literal, NoReturn
 
 import msgspec
@@ -80,8 +79,8 @@ def read(fd: int) -> Plan:
     return msgspec.json.decode(process.unsealed(fd), type=Plan)
 
 
-def share(settings: Settings, workers: int, index: int) -> Settings:
-    """One worker's settings: its part of every limit that is meant for the node, and an audit file of its own.
+def share(settings: Settings, workers: int) -> Settings:
+    """One worker's settings: its part of every limit that is meant for the node.
 
     Rounded down, at least 1, so that the node never takes more than it was told to (unless that is less than one for
     each worker). The kernel does not spread connections evenly: a worker may turn some away before the others are full.
@@ -109,10 +108,5 @@ def share(settings: Settings, workers: int, index: int) -> Settings:
         )
         for upstream in settings.upstreams
     )
-    path = Path(settings.audit.path)
-    audit = (
-        replace(settings.audit, path=str(path.with_name(f"{path.stem}.w{index}{path.suffix}")))
-        if index
-        else settings.audit
-    )
+    audit = replace(settings.audit, max_spool_bytes=part(settings.audit.max_spool_bytes))
     return replace(settings, limits=limits, upstreams=upstreams, audit=audit)

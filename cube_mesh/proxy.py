@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from cube_mesh.audit import FileSink
+from cube_mesh.audit import Ageing, open_sink
 from cube_mesh.authz import DomainAuthorizer, load_roles
 from cube_mesh.connection import Downstream
 from cube_mesh.forwarded import Trust
@@ -42,12 +42,13 @@ class ProxyRole:
         self._export = parts.export()
         routes = route_table(settings.routes, settings.upstreams)
         node_id = str(self._keeper.node_id) if self._keeper is not None else settings.mesh.node_id
-        self._sink = FileSink(settings.audit)
+        self._sink = open_sink(settings.audit, parts.place.worker or 0)
+        parts.sweeper.add(Ageing(self._sink, settings.audit.rotate_s))
         self._trust = Trust(settings.listen.trusted_peers, settings.listen.forwarded)
         self._certificate = self._edge_certificate()
         common = parts.common(node_id, routes, dict(self._targets), self._export)
         chain = proxy_chain(common, self._authenticator, authorizer, self._sink)
-        parts.collector.counter("cube_audit_events", "Events of the trail.", "result", self._sink.counts)
+        self._count_audit()
         parts.collector.counter("cube_observer_failures", "Observers that broke.", "stage", lambda: chain.failures)
         self.service = Service(
             chain,
@@ -60,6 +61,13 @@ class ProxyRole:
             trust=self._trust if settings.listen.trusted_peers else None,
             pipelining=settings.listen.pipelining,
         )
+
+    def _count_audit(self) -> None:
+        collector, trail, outcome = self._parts.collector, self._sink.trail, self._sink.outcome
+        trail.on_sync = self._parts.numbers.audit_sync
+        collector.counter("cube_audit_events", "Events of the trail.", "result", outcome.counts)
+        collector.counter("cube_audit_files", "Files of the trail, by what befell them.", "what", trail.counts)
+        collector.gauge("cube_audit_spool_bytes", "All files of the trail.", lambda: trail.bytes)
 
     def _edge_certificate(self) -> EdgeCertificate | None:
         parts = self._parts
@@ -102,7 +110,8 @@ class ProxyRole:
         self._server.start()
 
     def reload(self) -> None:
-        """Read the edge certificate again; nothing else is reloaded."""
+        """Read the edge certificate again, and open the trail again, which may have been moved away."""
+        self._sink.reopen()
         if self._certificate is not None:
             self._certificate.reload()
 

@@ -163,8 +163,16 @@ class Authz(Section, frozen=True, kw_only=True):
 
 
 class Audit(Section, frozen=True, kw_only=True):
-    path: str = "var/audit.jsonl"  # JSON lines, appended
-    durability: Literal["write"] = "write"  # written to the kernel before an answer's last byte leaves
+    """The trail: docs/audit.md tells what each durability promises. Sizes are of the node, its workers together."""
+
+    path: str = "var/audit.jsonl"  # JSON lines, appended; other workers' and full files stand beside it
+    durability: Literal["write", "batch", "each", "async"] = "write"  # of an event when its answer ends
+    on_error: Literal["refuse", "shed"] = "refuse"  # cannot be written: 503, or answer without a record and count that
+    rotate_bytes: int = 268_435_456  # a worker's file that would grow above this is set aside
+    rotate_s: float = 86_400.0  # so is one whose first event is older; looked at once a minute
+    max_spool_bytes: int = 68_719_476_736  # all files together; more cannot be written
+    remove_oldest: bool = False  # instead remove the oldest files that were set aside
+    max_unwritten_bytes: int = 16_777_216  # with "async": answered and not yet on the disk; more cannot be written
 
 
 class Log(Section, frozen=True, kw_only=True):

@@ -45,7 +45,7 @@ class Orders:
 async def _serve(plan: plans.Plan, link: socket.socket, index: int) -> int:
     loop = asyncio.get_running_loop()
     listener = socket.socket(fileno=plan.tenants_fd)
-    settings = plans.share(plan.settings, plan.workers, index)
+    settings = plans.share(plan.settings, plan.workers)
     numbers = slab.attach(plan.slab_fd, index, _PATIENCE_S)
     node = Node(plan.role, settings, Place(worker=index, listener=listener, instance=plan.instance, slab=numbers))
     orders = Orders(loop, node)

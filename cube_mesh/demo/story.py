@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from cube_mesh.audit import spool
 from cube_mesh.demo import llama
 from cube_mesh.demo.client import Completion
 from cube_mesh.demo.files import DOMAIN, Plan, Ports, fresh_folder, write_agent, write_mesh, write_proxy
@@ -129,7 +130,7 @@ class Story:
         deadline = time.monotonic() + _AUDIT_S
         found: list[dict[str, Any]] = []
         while not found and time.monotonic() < deadline:
-            lines = (plan.folder / "audit.jsonl").read_text("utf-8").splitlines()
+            lines = spool.lines(plan.folder / "audit.jsonl")
             found = [event for event in map(json.loads, lines) if event["request_id"] == request_id]
         if len(found) != 1:
             raise DemoError(f"{len(found)} audit events for the request {request_id}, expected one")

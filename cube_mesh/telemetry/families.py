@@ -18,6 +18,7 @@ from cube_mesh.telemetry.slab import COUNTS, GAUGE, GAUGE_KIND, PROCESS_KIND, SE
 
 REQUESTS, DURATION, FIRST_BYTE = "requests", "duration", "first_byte"
 PROTOCOL_ERRORS, ATTESTATIONS, ATTESTATION_DURATION = "protocol_errors", "attestations", "attestation_duration"
+AUDIT_SYNC = "audit_sync"
 COUNTER = "counter"  # of another part: family, text, name of the label, its value
 KINDS: dict[str, tuple[Struct, int]] = {  # how to read a row's numbers, and how many labels it has
     REQUESTS: (COUNTS, 5),
@@ -26,6 +27,7 @@ KINDS: dict[str, tuple[Struct, int]] = {  # how to read a row's numbers, and how
     PROTOCOL_ERRORS: (COUNTS, 1),
     ATTESTATIONS: (COUNTS, 4),
     ATTESTATION_DURATION: (TIMES, 1),
+    AUDIT_SYNC: (TIMES, 0),
     COUNTER: (COUNTS, 4),
     GAUGE_KIND: (GAUGE, 3),  # family, text, "sum" or "min"
     PROCESS_KIND: (GAUGE, 3),  # sample, family, text: of the process itself
@@ -111,6 +113,7 @@ def families(slabs: Sequence[Slab]) -> Iterator[Metric]:
     yield _histogram(
         "cube_attestation_duration_seconds", "Handshake and attestation.", ("verdict",), table[ATTESTATION_DURATION]
     )
+    yield _histogram("cube_audit_sync_duration_seconds", "Syncs of the audit trail.", (), table[AUDIT_SYNC])
     full = CounterMetricFamily("cube_metrics_overflows", "Counted as other because the table of labels was full.")
     full.add_metric((), sum(slab.overflowed for slab in slabs))
     yield full

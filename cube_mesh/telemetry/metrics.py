@@ -99,6 +99,10 @@ class Metrics:
         self._row(families.ATTESTATIONS, role, verdict, reason, platform)[0].add(0, 1)
         self._row(families.ATTESTATION_DURATION, verdict)[0].time(seconds)
 
+    def audit_sync(self, seconds: float) -> None:
+        """One sync of the trail worked. Called by the thread that syncs; nobody else writes this row."""
+        self._row(families.AUDIT_SYNC)[0].time(seconds)
+
     def families(self) -> Iterator[Metric]:
         """Of this process alone."""
         return families.families((self.slab,))

@@ -1,4 +1,4 @@
-"""The file sink: whole lines or none, 0600, one writer, torn lines moved aside, a full disk is a refusal."""
+"""The file sink of "write": whole lines or none, 0600, one writer, torn lines moved aside, a full disk is a refusal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from cube_mesh.audit import open_sink
 from cube_mesh.audit.file import FileSink
+from cube_mesh.audit.outcome import Outcome
+from cube_mesh.audit.trail import Trail
 from cube_mesh.errors import ConfigError, CubeMeshError, DependencyError
 from cube_mesh.settings import Audit
 
@@ -23,7 +26,7 @@ LINE = b'{"n":1}\n'
 
 def sink(path: Path) -> FileSink:
     """One whose turns end when ``record`` says so."""
-    return FileSink(Audit(path=str(path)), soon=lambda flush: None)
+    return FileSink(Trail(Audit(path=str(path))), Outcome(shed=False), lambda flush: None)
 
 
 def record(made: FileSink, *lines: bytes) -> list[CubeMeshError | None]:
@@ -56,22 +59,25 @@ def test_lines_are_there_when_they_are_said_to_be_and_follow_what_was(tmp_path: 
     record(made, LINE)
     assert path.read_bytes() == b"{}\n" + LINE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert (made.written, made.failed, made.recovered) == (1, 0, 0)
+    assert (made.outcome.written, made.outcome.failed, made.trail.torn_bytes) == (1, 0, 0)
     made.close()
 
 
 def test_the_events_of_a_turn_share_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, written = sink(tmp_path / "a"), []
     real = os.write
-    monkeypatch.setattr("cube_mesh.audit.file.os.write", lambda fd, data: written.append(data) or real(fd, data))
+    monkeypatch.setattr("cube_mesh.audit.trail.os.write", lambda fd, data: written.append(data) or real(fd, data))
     assert record(made, b"1\n", b"2\n", b"3\n") == [None] * 3
     assert written == [b"1\n2\n3\n"]
 
 
 async def test_a_turn_of_the_running_loop(tmp_path: Path) -> None:
-    made, ends = FileSink(Audit(path=str(tmp_path / "a"))), []
+    ends: list[CubeMeshError | None] = []
+    made = open_sink(Audit(path=str(tmp_path / "a")))
     for _ in range(2):
-        made.append(LINE).then(ends.append)
+        recording = made.append(LINE)
+        assert recording is not None
+        recording.then(ends.append)
     assert (tmp_path / "a").read_bytes() == b"" and not ends
     await asyncio.sleep(0)
     assert (tmp_path / "a").read_bytes() == LINE * 2 and ends == [None, None]
@@ -131,7 +137,7 @@ def test_a_torn_last_line_is_moved_aside(tmp_path: Path, before: bytes, kept: by
     path.write_bytes(before)
     made = sink(path)
     torn = before[len(kept) :]
-    assert made.recovered == len(torn)
+    assert made.trail.torn_bytes == len(torn)
     record(made, LINE)
     made.close()
     assert path.read_bytes() == kept + LINE
@@ -156,7 +162,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *script: int | str) -> None:
         self._script = list(script)
         self._real = os.write
-        monkeypatch.setattr("cube_mesh.audit.file.os.write", self)
+        monkeypatch.setattr("cube_mesh.audit.trail.os.write", self)
 
     def __call__(self, fd: int, data: Any) -> int:
         step = self._script.pop(0) if self._script else len(data)
@@ -189,7 +195,7 @@ def test_a_write_that_fails_is_a_refusal_and_leaves_no_half_line(
     assert (tmp_path / "a").read_bytes() == LINE
     record(made, LINE)  # the disk has room again
     assert (tmp_path / "a").read_bytes() == LINE * 2
-    assert (made.written, made.failed) == (2, 1)
+    assert (made.outcome.written, made.outcome.failed) == (2, 1)
 
 
 def test_a_half_line_that_cannot_be_taken_back_blocks_until_it_can(
@@ -205,7 +211,7 @@ def test_a_half_line_that_cannot_be_taken_back_blocks_until_it_can(
             raise OSError(errno.EIO, "EIO")
         real(fd, size)
 
-    monkeypatch.setattr("cube_mesh.audit.file.os.ftruncate", ftruncate)
+    monkeypatch.setattr("cube_mesh.audit.trail.os.ftruncate", ftruncate)
     for _ in range(2):
         with pytest.raises(DependencyError):
             record(made, LINE)
@@ -219,9 +225,11 @@ def test_a_really_full_file(tmp_path: Path) -> None:
     program = f"""
 import resource
 from cube_mesh.audit.file import FileSink
+from cube_mesh.audit.outcome import Outcome
+from cube_mesh.audit.trail import Trail
 from cube_mesh.errors import DependencyError
 from cube_mesh.settings import Audit
-sink = FileSink(Audit(path={str(tmp_path / "a")!r}), soon=lambda flush: None)
+sink = FileSink(Trail(Audit(path={str(tmp_path / "a")!r})), Outcome(shed=False), lambda flush: None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 refused = 0
 for n in range(200):
@@ -229,7 +237,7 @@ for n in range(200):
     sink.append(b'{{"n":%03d}}\\n' % n).then(ends.append)
     sink.flush()
     refused += isinstance(ends[0], DependencyError)
-print(sink.written, refused)
+print(sink.outcome.written, refused)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     written, refused = map(int, done.stdout.split())
