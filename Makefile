@@ -43,9 +43,17 @@ format: $(VENV)/.test ## let ruff lay out the code
 	ruff check --fix .
 	ruff format .
 
-bench: $(VENV)/.test tools ## micro benchmarks, then load beside nginx where it is installed
+bench: $(VENV)/.test tools ## micro and load; also bench-{micro,load,peers,atls,soak,check}, ARGS=--help
 	$(BIN)/python -m bench.micro
 	$(BIN)/python -m bench.load
+
+bench-check: $(VENV)/.test tools
+	$(BIN)/python -m bench.load --rounds 7 --seconds 1 --chain full bare --attested --no-latency --any-machine \
+	    --json var/bench/check.json $(ARGS)
+	$(BIN)/python -m bench.compare bench/baseline.json var/bench/check.json
+
+bench-%: $(VENV)/.test tools
+	$(BIN)/python -m bench.$* $(ARGS)
 
 fuzz: $(VENV)/.test tools ## fuzz the parser with sanitizers for FUZZ_SECONDS (60)
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)

@@ -56,20 +56,35 @@ class End(asyncio.Protocol):
             self._shake()
         if self._open and not self._server:
             with suppress(SSL.WantReadError):
-                self._done("" if self._tls.recv(1) == b"!" else "another byte")
+                self._done(self._first_byte())
+
+    def _first_byte(self) -> str:
+        try:
+            return "" if self._tls.recv(1) == b"!" else "another byte"
+        except SSL.WantReadError:
+            raise
+        except SSL.Error as error:  # the server has refused our certificate, after our end of the handshake
+            self._tcp.close()
+            return repr(error)
 
     def _shake(self) -> None:
         try:
             self._tls.do_handshake()
         except SSL.WantReadError:
-            pass
+            self._flush()
         except SSL.Error as error:
+            self._flush()  # the alert
+            self._tcp.close()
             self._done(repr(error))
         else:
             self._open = True
             if self._server:
                 self._tls.send(b"!")
+            self._flush()
+            if self._server:
                 self._done("")
+
+    def _flush(self) -> None:
         with suppress(SSL.WantReadError):
             self._tcp.write(self._tls.bio_read(_READ))
 
@@ -92,5 +107,6 @@ async def connect(context: SSL.Context, port: int) -> End:
         lambda: End(context, server=False, on_done=done.set_result), "127.0.0.1", port
     )
     if fault := await done:
+        end.abort()
         raise OSError(fault)
     return end

@@ -33,9 +33,11 @@ async def _tried(server: plain.SSL.Context, client: plain.SSL.Context) -> str:
             end = await asyncio.wait_for(plain.connect(client, listening.sockets[0].getsockname()[1]), 5)
         except OSError as error:
             return str(error)
-        end.abort()
-        await asyncio.sleep(0)
-        return ""
+        else:
+            end.abort()
+            return ""
+        finally:
+            await asyncio.sleep(0.05)  # both ends see the end
 
 
 def figures(again: float = 2_000.0, rounds: int = 7) -> atls.Figures:
