@@ -115,10 +115,11 @@ class Node:
         self._role_name = role
         self._settings = settings
         unsafe = settings.unsafe_allow_simulated
-        self._writer, json_lines = log.setup(
-            settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=unsafe
-        )
         self._place = place if place is not None else Place()
+        process = "" if self._place.worker is None else f"worker-{self._place.worker}"
+        self._writer, json_lines = log.setup(
+            settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=unsafe, process=process
+        )
         self._phase = "starting"  # "" while the node may serve
         self._local: asyncio.Server | None = None
         self._role: NodeRole | None = None

@@ -28,6 +28,7 @@ from cube_mesh.connection import Downstream
 from cube_mesh.deadlines import Sweeper
 from cube_mesh.errors import PeerError
 from cube_mesh.exchange import Exchange
+from cube_mesh.exporter_process import ExporterProcess
 from cube_mesh.health import Health
 from cube_mesh.message import Response, error_response
 from cube_mesh.ports import Done
@@ -57,8 +58,9 @@ class Supervisor:
         self._restarts = restarts
         settings = plan.settings
         self._writer, _ = log.setup(
-            settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=settings.unsafe_allow_simulated
-        )
+            settings.log.level, settings.log.format, settings.mesh.node_id,
+            unsafe=settings.unsafe_allow_simulated, process="supervisor",
+        )  # fmt: skip
         self._slots = [Slot() for _ in range(plan.workers)]
         self._workers: dict[int, WorkerProcess] = {}
         mine = plan.supervisor_region
@@ -89,9 +91,12 @@ class Supervisor:
         loop.add_reader(self._commands_fd, self._commanded)
         self._writer.start(loop)
         local = await self._listen_locally()
+        exporter = ExporterProcess(self._plan, self._plan_fd)
+        exporter.start()
         for index in range(self._plan.workers):
             self._start(index)
         await self._over.wait()
+        await exporter.close()
         if local is not None:
             local.close()
         _log.info("%s is down", self._plan.role)
@@ -103,7 +108,8 @@ class Supervisor:
     def _start(self, index: int) -> None:
         if self._phase == "draining":
             return
-        fds = (self._plan_fd, self._plan.tenants_fd, self._plan.slab_fd)
+        plan = self._plan
+        fds = [fd for fd in (self._plan_fd, plan.tenants_fd, plan.slab_fd, plan.spans_fd) if fd >= 0]
         worker = WorkerProcess(index, fds, partial(self._reported, index), partial(self._ended, index))
         self._workers[index] = worker
         self._slots[index].started()

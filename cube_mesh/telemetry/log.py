@@ -26,10 +26,15 @@ NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn", 
 
 
 class LineWriter:
-    """Collects encoded lines for one descriptor. ``lost`` counts lines dropped because nobody read them."""
+    """Collects encoded lines for one descriptor. ``lost`` counts lines dropped because nobody read them.
 
-    def __init__(self, fd: int) -> None:
+    ``mark`` goes into each line when it is written: behind its brace when it is a JSON object, else before it.
+    """
+
+    def __init__(self, fd: int, mark: bytes = b"") -> None:
         self._fd = fd
+        self._mark = mark
+        self._rest = b""  # marked, and not written yet
         mode = os.fstat(fd).st_mode
         self._poll: select.poll | None = None
         if not stat.S_ISREG(mode):
@@ -63,17 +68,33 @@ class LineWriter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        data = memoryview(b"".join(self._lines))
+        data = self._rest + self._marked(b"".join(self._lines))
+        self._lines.clear()
+        done = 0
         try:
-            while data and self._ready():
-                data = data[os.write(self._fd, data if self._poll is None else data[:_PIPE_PIECE]) :]
+            while done < len(data) and self._ready():
+                done += os.write(self._fd, self._piece(data, done))
         except OSError:  # a closed or full log: nothing to tell it to
-            self.lost += bytes(data).count(b"\n")
-            data = data[len(data) :]
-        self._lines = [bytes(data)] if data else []
-        self._size = len(data)
-        if data and self._loop is not None:
+            self.lost += data.count(b"\n", done)
+            done = len(data)
+        self._rest = data[done:]
+        self._size = len(self._rest)
+        if self._rest and self._loop is not None:
             self._timer = self._loop.call_later(FLUSH_S, self.flush)
+
+    def _marked(self, lines: bytes) -> bytes:
+        """No line holds a newline, and a JSON one begins with its brace; so this finds each line's beginning."""
+        if not self._mark or not lines:
+            return lines
+        start = b"{" if lines.startswith(b"{") else b""
+        return start + self._mark + lines[len(start) : -1].replace(b"\n" + start, b"\n" + start + self._mark) + b"\n"
+
+    def _piece(self, data: bytes, start: int) -> bytes:
+        """What one write takes. Into a pipe whole lines as far as they fit: other processes write to it, too."""
+        if self._poll is None:
+            return data[start:]
+        end = data.rfind(b"\n", start, start + _PIPE_PIECE) + 1
+        return data[start : end or start + _PIPE_PIECE]
 
     def _ready(self) -> bool:
         return self._poll is None or bool(self._poll.poll(0))
@@ -142,16 +163,25 @@ class NodeHandler(logging.Handler):
             self.handleError(record)
 
 
-def setup(level: str, form: str, node_id: str, *, fd: int = 2, unsafe: bool = False) -> tuple[LineWriter, bool]:
+def setup(
+    level: str, form: str, node_id: str, *, fd: int = 2, unsafe: bool = False, process: str = ""
+) -> tuple[LineWriter, bool]:
     """Make the logger ``cube_mesh`` write to ``fd``. Returns the writer, to start and close, and whether lines are
     JSON.
 
-    ``form`` is "json", "text" or "auto" (text on a terminal). Replaces an earlier set-up of this logger.
+    ``form`` is "json", "text" or "auto" (text on a terminal). ``process``: the name of this process in a node of
+    several; each line carries it, and the pid. Replaces an earlier set-up of this logger.
     """
     json = form == "json" or (form == "auto" and not os.isatty(fd))
-    writer = LineWriter(fd)
+    writer = LineWriter(fd, _mark(process, json=json) if process else b"")
     logger = logging.getLogger("cube_mesh")
     logger.handlers[:] = [NodeHandler(writer, NodeFormatter(node_id, json=json, unsafe=unsafe))]
     logger.setLevel(LEVELS[level])
     logger.propagate = False
     return writer, json
+
+
+def _mark(process: str, *, json: bool) -> bytes:
+    if not json:
+        return f"[{process} {os.getpid()}] ".encode()
+    return msgspec.json.encode({"process": process, "pid": os.getpid()})[1:-1] + b","

@@ -154,3 +154,44 @@ async def test_a_reader_that_stalls_loses_lines_and_not_the_node() -> None:
     writer.write(line)
     writer.close()  # nobody reads any more: dropped and counted
     os.close(writing)
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_every_line_says_which_process_wrote_it(tmp_path: Path, logger: logging.Logger, form: str) -> None:
+    """Node events and request lines, alone and several in one write; a text of many lines on each of them."""
+    fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    writer, is_json = setup("info", form, "n1", fd=fd, process="worker-1")
+    logging.getLogger("cube_mesh.part").warning("one\ntwo {\n{")
+    request = request_line(is_json)[0]
+    writer._lines += [request, request]
+    writer.write(request)
+    writer.close()
+    os.close(fd)
+    lines = (tmp_path / "log").read_bytes().splitlines()
+    if is_json:
+        found = [json.loads(line) for line in lines]
+        assert [line["msg"] for line in found] == ["one\ntwo {\n{", "request", "request", "request"]
+        assert {(line["process"], line["pid"]) for line in found} == {("worker-1", os.getpid())}
+        assert json.loads(request).items() <= found[1].items()
+    else:
+        assert all(line.startswith(f"[worker-1 {os.getpid()}] ".encode()) for line in lines)
+        assert len(lines) == 3 + 3
+
+
+def test_processes_that_share_a_pipe_do_not_cut_each_others_lines() -> None:
+    """Each write is of whole lines and no larger than what a pipe takes at once; only a longer line is cut."""
+    reading, writing = os.pipe()
+    writer = LineWriter(writing, b'"process":"worker-0",')
+    for size in (1_500, 1_500, 1_500, 20, 4_090, 6_000, 20):
+        writer._lines.append(b'{"a":"' + b"x" * (size - 9) + b'"}\n')
+    writes: list[bytes] = []
+    real, os.write = os.write, lambda fd, data: writes.append(bytes(data)) or len(data)  # type: ignore[func-returns-value]
+    try:
+        writer.flush()
+    finally:
+        os.write = real
+    os.close(reading)
+    os.close(writing)
+    assert max(map(len, writes)) <= 4096
+    assert [write.endswith(b"\n") for write in writes] == [True, True, False, True, False, True]
+    assert [json.loads(line)["process"] for line in b"".join(writes).splitlines()] == ["worker-0"] * 7
