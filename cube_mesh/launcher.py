@@ -25,11 +25,14 @@ _PATIENCE_S = 5.0  # for a supervisor that was told to stop at once
 
 
 class Launcher:
-    """The descriptors that the supervisor inherits: the plan, the slab that all count in, the listening sockets."""
+    """The descriptors that the supervisor inherits: the plan, the slab that all count in, both ends of the socket for
+    spans, the listening sockets. -1: there is none.
+    """
 
-    def __init__(self, plan_fd: int, slab_fd: int, *sockets: int) -> None:
+    def __init__(self, plan_fd: int, slab_fd: int, spans_fd: int, export_fd: int, *sockets: int) -> None:
         self._plan_fd = plan_fd
-        self._slab_fd = slab_fd  # kept open here, so that no count goes with a supervisor
+        # Kept open here, so that no count and no waiting span goes with a supervisor.
+        self._kept = [fd for fd in (slab_fd, spans_fd, export_fd) if fd >= 0]
         self._sockets = [fd for fd in sockets if fd >= 0]
         self._slot = Slot()
         self._child: subprocess.Popen[bytes] | None = None
@@ -60,7 +63,7 @@ class Launcher:
         try:
             self._child = process.spawn(
                 "cube_mesh.supervisor", self._plan_fd, ours, self._slot.restarts,
-                pass_fds=(self._plan_fd, self._slab_fd, ours, *self._sockets),
+                pass_fds=(self._plan_fd, ours, *self._kept, *self._sockets),
             )  # fmt: skip
         finally:
             os.close(ours)

@@ -17,7 +17,7 @@ from cube_mesh.middleware import Common
 from cube_mesh.routes import RouteTable
 from cube_mesh.settings import RouteRule, Settings, Upstream
 from cube_mesh.telemetry.metrics import Metrics, NodeCollector
-from cube_mesh.telemetry.spans import Export, SpanBuilder
+from cube_mesh.telemetry.spans import SpanBuilder, SpanPipe, SpanSink
 from cube_mesh.tls.connector import log_gate
 from cube_mesh.tls.port import GateEvent
 
@@ -26,13 +26,14 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where in a node of several processes this one stands. The defaults: it is all of the node.
 
     ``listener``: the socket that all workers accept on, listening already. ``instance``: /health's, one for the node.
-    ``slab``: the region that this process counts in.
+    ``slab``: the region that this process counts in. ``spans_fd``: the socket that takes its spans; -1: none.
     """
 
     worker: int | None = None
     listener: socket.socket | None = None
     instance: str = ""
     slab: Slab | None = None
+    spans_fd: int = -1
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +50,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     write_line: Callable[[bytes], None]
     json_lines: bool
 
-    def common(self, node_id: str, routes: RouteTable, targets: dict[str, Hop], export: Export | None) -> Common:
+    def common(self, node_id: str, routes: RouteTable, targets: dict[str, Hop], export: SpanSink | None) -> Common:
         """What the stages need."""
         settings = self.settings
         builder = None
@@ -70,9 +71,21 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
             emit_span=export.emit if export is not None else None,
         )
 
-    def export(self) -> Export | None:
+    def export(self) -> SpanSink | None:
+        """Where spans go: to the exporter, or by a thread of this process when it is all of the node."""
         endpoint = self.settings.tracing.otlp_endpoint
-        return Export(endpoint) if endpoint else None
+        if not endpoint:
+            return None
+        sink: SpanSink
+        if self.place.spans_fd >= 0:
+            sink = SpanPipe(self.place.spans_fd)
+        else:
+            from cube_mesh.telemetry.otlp import Export
+
+            sink = Export(endpoint)
+        text = "Spans that nobody took in time."
+        self.collector.counter("cube_spans_lost", text, "at", lambda: {"worker": sink.lost})
+        return sink
 
     def on_gate(self, event: GateEvent) -> None:
         """One decision of an attestation gate, for the log and the metrics."""

@@ -16,6 +16,7 @@ from cube_mesh import process
 from cube_mesh.listener import bind, bind_edge
 from cube_mesh.settings import Settings
 from cube_mesh.telemetry import slab
+from cube_mesh.telemetry.spans import span_socket
 
 Role = Literal["proxy", "agent"]
 
@@ -24,6 +25,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """``tenants_fd`` and ``local_fd`` are the numbers of the listening sockets in every process; -1: no local one.
 
     ``slab_fd``: of what all processes count in. A worker's region has its index, then come supervisor and keeper.
+    ``spans_fd`` and ``export_fd``: the workers' and the exporter's end of the socket for spans; -1: none are recorded.
     """
 
     role: Role
@@ -33,6 +35,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tenants_fd: int
     local_fd: int
     slab_fd: int
+    spans_fd: int
+    export_fd: int
 
     @property
     def supervisor_region(self) -> int:
@@ -63,15 +67,15 @@ def launch(role: Role, settings: Settings) -> NoReturn:
     local = bind(metrics.host, metrics.port, 16) if metrics.port >= 0 else None
     fds = (tenants.detach(), local.detach() if local is not None else -1)
     workers = worker_count(role, settings)
-    numbers = slab.create(workers + 2)
-    for fd in (*fds, numbers):
+    kept = (slab.create(workers + 2), *(span_socket() if settings.tracing.otlp_endpoint else (-1, -1)))
+    for fd in (*fds, *kept):
         if fd >= 0:
             os.set_inheritable(fd, True)
     plan = Plan(
         role=role, settings=settings, workers=workers, instance=str(uuid.uuid4()),
-        tenants_fd=fds[0], local_fd=fds[1], slab_fd=numbers,
+        tenants_fd=fds[0], local_fd=fds[1], slab_fd=kept[0], spans_fd=kept[1], export_fd=kept[2],
     )  # fmt: skip
-    argv = process.command("cube_mesh.launcher", process.sealed(msgspec.json.encode(plan)), numbers, *fds)
+    argv = process.command("cube_mesh.launcher", process.sealed(msgspec.json.encode(plan)), *kept, *fds)
     os.execve(argv[0], argv, process.environment())
 
 

@@ -47,7 +47,10 @@ async def _serve(plan: plans.Plan, link: socket.socket, index: int) -> int:
     listener = socket.socket(fileno=plan.tenants_fd)
     settings = plans.share(plan.settings, plan.workers)
     numbers = slab.attach(plan.slab_fd, index, _PATIENCE_S)
-    node = Node(plan.role, settings, Place(worker=index, listener=listener, instance=plan.instance, slab=numbers))
+    place = Place(
+        worker=index, listener=listener, instance=plan.instance, slab=numbers, spans_fd=plan.spans_fd
+    )  # fmt: skip
+    node = Node(plan.role, settings, place)
     orders = Orders(loop, node)
     end = WorkerEnd(lambda: Report(node.checks()), orders)
     await loop.create_unix_connection(lambda: end, sock=link)

@@ -1,96 +1,100 @@
 """Spans, built when an exchange has ended from the times that it recorded: one for the server side, one for the
-upstream.
+upstream. Plain records, which ``otlp`` exports: in this process, or in a helper that they are sent to.
 
-Attributes are OpenTelemetry's for HTTP and GenAI. Export is OTLP over HTTP, in batches, by the SDK's own thread;
-nothing of the SDK is imported unless an endpoint is configured, and nothing of it runs for a request that is not
-recorded.
+Attributes are OpenTelemetry's for HTTP and GenAI. Nothing of OpenTelemetry's SDK is imported here, and nothing here
+runs for a request that is not recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import socket
+from typing import Any, Protocol
 
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
-from opentelemetry.trace.span import TraceState
-from opentelemetry.trace.status import Status, StatusCode
+import msgspec
 
-from cube_mesh import __version__
 from cube_mesh.exchange import Exchange
 from cube_mesh.text import clean
 from cube_mesh.trace_context import client_span_id
 
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanExporter
+END = b"."  # to the helper: no more spans will come
+MAX_RECORD = 65_536  # bytes of one record; a longer one is lost
 
-_SCOPE = InstrumentationScope("cube_mesh", __version__)
-_RECORDED = TraceFlags(TraceFlags.SAMPLED)
+
+class Source(msgspec.Struct, frozen=True, array_like=True):
+    """Whose spans they are: the name of the service, the node, and whether it runs unsafe, which marks every span."""
+
+    service: str
+    node_id: str = ""
+    unsafe: bool = False
+
+
+class SpanRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One span. Ids are lower-case hexadecimal, ``parent_id`` "" for a root; times Unix nanoseconds.
+
+    ``server`` says which of an exchange's two it is: its parent is another program's, that of the other one is it.
+    ``failure`` is the error code of a span whose status is an error.
+    """
+
+    source: Source
+    server: bool
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    tracestate: str
+    start_ns: int
+    end_ns: int
+    failure: str
+    attributes: dict[str, str | bool | int | float]
+
+
+class SpanSink(Protocol):
+    """Where records go. ``emit`` never blocks; ``lost`` counts what could not be taken."""
+
+    lost: int
+
+    def emit(self, record: SpanRecord) -> None: ...
+    def close(self) -> None: ...
 
 
 class SpanBuilder:
-    """Makes the spans of an exchange. ``resource`` names the service; ``unsafe`` marks every span."""
+    """Makes the spans of an exchange. ``service`` and ``node_id`` name the source; ``unsafe`` marks every span."""
 
     def __init__(self, service: str, node_id: str, *, unsafe: bool = False) -> None:
-        attributes: dict[str, Any] = {"service.name": service, "service.version": __version__}
-        if node_id:
-            attributes["service.instance.id"] = node_id
-        if unsafe:
-            attributes["cube.unsafe"] = True
-        self._resource = Resource(attributes)
+        self._source = Source(service, node_id, unsafe)
 
-    def spans(self, exchange: Exchange) -> list[ReadableSpan]:
+    def spans(self, exchange: Exchange) -> list[SpanRecord]:
         """The server span, and before it the client span when the request was sent on."""
-        trace_id = int(exchange.trace_id, 16)
-        state = TraceState.from_header([exchange.tracestate]) if exchange.tracestate else None
-        server = SpanContext(trace_id, int(exchange.span_id, 16), False, _RECORDED, state)
-        parent = None
-        if exchange.parent_span_id:
-            parent = SpanContext(trace_id, int(exchange.parent_span_id, 16), True, _RECORDED, state)
         endpoint = exchange.endpoint
         name = endpoint.name if endpoint is not None else ""
         made = []
         if exchange.forwarded_at:
-            client = SpanContext(trace_id, int(client_span_id(exchange.span_id), 16), False, _RECORDED, state)
             operation = endpoint.operation if endpoint is not None else ""
             title = f"{operation or exchange.method} {clean(exchange.model or '') or name}".rstrip()
-            start = exchange.forwarded_at
-            made.append(self._span(exchange, title, client, server, SpanKind.CLIENT, start, _client(exchange)))
-        title = f"{exchange.method} {name}".rstrip()
-        start = exchange.started_at
-        made.append(self._span(exchange, title, server, parent, SpanKind.SERVER, start, _server(exchange)))
+            made.append(self._span(exchange, title, False, _client(exchange)))
+        made.append(self._span(exchange, f"{exchange.method} {name}".rstrip(), True, _server(exchange)))
         return made
 
-    def _span(
-        self,
-        exchange: Exchange,
-        name: str,
-        context: SpanContext,
-        parent: SpanContext | None,
-        kind: SpanKind,
-        start: float,
-        attributes: dict[str, Any],
-    ) -> ReadableSpan:
+    def _span(self, exchange: Exchange, name: str, server: bool, attributes: dict[str, Any]) -> SpanRecord:
         error = exchange.error
-        status = Status(StatusCode.UNSET)
-        if error is not None and (kind is SpanKind.CLIENT or exchange.status >= 500):
-            status = Status(StatusCode.ERROR, error.code)
+        failure = ""
         if error is not None:
             attributes["error.type"] = error.code
+            if not server or exchange.status >= 500:
+                failure = error.code
         wall = exchange.started_wall - exchange.started_at
-        return ReadableSpan(
+        return SpanRecord(
+            self._source,
+            server,
             name,
-            context=context,
-            parent=parent,
-            resource=self._resource,
-            attributes={key: value for key, value in attributes.items() if value is not None},
-            kind=kind,
-            status=status,
-            start_time=int((start + wall) * 1e9),
-            end_time=int((exchange.ended_at + wall) * 1e9),
-            instrumentation_scope=_SCOPE,
+            exchange.trace_id,
+            exchange.span_id if server else client_span_id(exchange.span_id),
+            exchange.parent_span_id if server else exchange.span_id,
+            exchange.tracestate,
+            int(((exchange.started_at if server else exchange.forwarded_at) + wall) * 1e9),
+            int((exchange.ended_at + wall) * 1e9),
+            failure,
+            {key: value for key, value in attributes.items() if value is not None},
         )
 
 
@@ -133,16 +137,31 @@ def _client(exchange: Exchange) -> dict[str, Any]:
     }
 
 
-class Export:
-    """Hands spans to the SDK's batching thread. ``emit`` never blocks; a full queue drops the oldest."""
+class SpanPipe:
+    """Sends records to the helper: one message each, through a socket that all workers share and that holds a few
+    hundred. One that finds it full, or that is too long, is lost and counted.
+    """
 
-    def __init__(self, endpoint: str, *, exporter: SpanExporter | None = None) -> None:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self.lost = 0
 
-        self._processor = BatchSpanProcessor(exporter or OTLPSpanExporter(endpoint=endpoint, timeout=5))
-        self.emit: Callable[[ReadableSpan], None] = self._processor.on_end
+    def emit(self, record: SpanRecord) -> None:
+        try:
+            data = self._encode(record)
+            if len(data) > MAX_RECORD:
+                raise ValueError("the record is too long")
+            self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except (OSError, ValueError):
+            self.lost += 1
 
     def close(self) -> None:
-        """Send what waits, for at most a few seconds."""
-        self._processor.shutdown()  # type: ignore[no-untyped-call]
+        self._socket.close()
+
+
+def span_socket() -> tuple[int, int]:
+    """Descriptors of the workers' end and of the helper's, closed on exec unless they are passed on."""
+    workers, helper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    workers.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_048_576)
+    return workers.detach(), helper.detach()

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.edge.door import ask, open_door, request
-from tests.support.node import Node
+from tests.integration.test_observability import trace_store
+from tests.support.node import Node, children
 from tests.telemetry.test_slab import Samples
 
 TOTAL = "cube_requests_total"
@@ -98,3 +100,20 @@ async def test_counters_outlive_workers_and_the_supervisor(node: Node) -> None:
         assert total(found, "cube_connections") == 0
     await refused(node, 1)
     assert total(scraped(node), TOTAL) == sent + 1
+
+
+@pytest.mark.slow
+async def test_spans_of_all_workers_reach_a_collector_through_the_exporter(tmp_path: Path) -> None:
+    """And the exporter's end costs what it held, not the node."""
+    received: list[dict[str, Any]] = []
+    with trace_store(received) as store:
+        tracing = {"otlp_endpoint": f"http://127.0.0.1:{store}/v1/traces"}
+        with open_door(tmp_path, "http://127.0.0.1:9", workers=2, tracing=tracing) as proxy:
+            (exporter,) = children(proxy.supervisor_pid, "cube_mesh.exporter")
+            os.kill(exporter, signal.SIGKILL)
+            await until(lambda: children(proxy.supervisor_pid, "cube_mesh.exporter") not in ([], [exporter]))
+            await refused(proxy, 10)
+            assert total(scraped(proxy), "cube_spans_lost_total") == 0
+            proxy.stop()  # what waits is sent on the way out
+    assert len({span["id"] for span in received}) == len(received) == 10
+    assert {span["kind"] for span in received} == {2}, "server spans: nothing was sent on"

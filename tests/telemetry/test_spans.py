@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,7 +17,8 @@ from cube_mesh.errors import DependencyError, PeerError
 from cube_mesh.exchange import Exchange
 from cube_mesh.middleware.request_id import RequestId
 from cube_mesh.middleware.tracing import Tracing
-from cube_mesh.telemetry.spans import Export, SpanBuilder
+from cube_mesh.telemetry.otlp import Export, readable, relay
+from cube_mesh.telemetry.spans import END, MAX_RECORD, SpanBuilder, SpanPipe, span_socket
 from cube_mesh.trace_context import parse_traceparent, traceparent_for_upstream
 from tests.middleware.fakes import CHAT, A, channel, end, exchange
 from tests.telemetry.test_metrics import CHAT_ROW
@@ -36,9 +41,14 @@ def passed(*fields: tuple[str, str], sent: bool = True, **changes: Any) -> Excha
     return passing
 
 
+def built(passing: Exchange) -> list[Any]:
+    """As OpenTelemetry has them."""
+    return [readable(record) for record in BUILD.spans(passing)]
+
+
 def test_two_spans_one_trace() -> None:
     passing = passed(("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", "a=1"))
-    client, server = BUILD.spans(passing)
+    client, server = built(passing)
     assert (server.kind, client.kind) == (SpanKind.SERVER, SpanKind.CLIENT)
     assert server.context.trace_id == client.context.trace_id == int(TRACE, 16)
     assert server.parent is not None and server.parent.span_id == int(PARENT, 16) and server.parent.is_remote
@@ -50,7 +60,7 @@ def test_two_spans_one_trace() -> None:
 
 
 def test_times_are_those_of_the_exchange() -> None:
-    client, server = BUILD.spans(passing := passed())
+    client, server = built(passing := passed())
     assert (
         server.start_time == int(passing.started_wall * 1e9)
         or abs(server.start_time - passing.started_wall * 1e9) < 1e4
@@ -60,7 +70,7 @@ def test_times_are_those_of_the_exchange() -> None:
 
 
 def test_attributes() -> None:
-    client, server = BUILD.spans(passed(domain_id=A))
+    client, server = built(passed(domain_id=A))
     assert server.attributes is not None and client.attributes is not None
     assert server.attributes["http.route"] == CHAT and server.attributes["cube.domain_id"] == A
     for name, value in {
@@ -73,7 +83,7 @@ def test_attributes() -> None:
 
 
 def test_what_was_not_sent_has_no_client_span() -> None:
-    (server,) = BUILD.spans(passed(sent=False, endpoint=None, status=401, error=PeerError("c", "m"), model=None))
+    (server,) = built(passed(sent=False, endpoint=None, status=401, error=PeerError("c", "m"), model=None))
     assert server.name == "POST" and server.parent is None
     assert server.status.status_code is StatusCode.UNSET  # 4xx is the client's fault
     assert server.attributes is not None and server.attributes["error.type"] == "c"
@@ -81,7 +91,7 @@ def test_what_was_not_sent_has_no_client_span() -> None:
 
 def test_a_failure_is_an_error_on_both() -> None:
     error = DependencyError("upstream_closed", "m", detail="secret detail")
-    client, server = BUILD.spans(passed(error=error, status=502, outcome="failed"))
+    client, server = built(passed(error=error, status=502, outcome="failed"))
     assert {client.status.status_code, server.status.status_code} == {StatusCode.ERROR}
     assert "secret" not in str(client.to_json()) + str(server.to_json())
 
@@ -112,3 +122,68 @@ def test_a_failed_one_is_exported_though_its_trace_was_not_sampled() -> None:
     export.close()
     assert len(memory.spans) == 2
     assert memory.spans[0].resource.attributes["service.name"] == "cube-proxy"
+
+
+# -- to a helper
+
+
+def ends() -> tuple[SpanPipe, socket.socket]:
+    mine, theirs = span_socket()
+    return SpanPipe(mine), socket.socket(fileno=theirs)
+
+
+def relayed(theirs: socket.socket) -> list[Any]:
+    memory = Memory()
+    relay(theirs, Export("http://127.0.0.1:1/v1/traces", exporter=memory))
+    theirs.close()
+    return memory.spans
+
+
+def test_a_helper_exports_the_same_spans() -> None:
+    passing = passed(("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", "a=1"), domain_id=A)
+    pipe, theirs = ends()
+    Tracing(BUILD.spans, pipe.emit).leave(passing)
+    pipe.close()  # the last writer has gone: that is an end, too
+    assert [span.to_json() for span in relayed(theirs)] == [span.to_json() for span in built(passing)]
+    assert pipe.lost == 0
+
+
+def test_a_helper_that_stalls_loses_spans_and_not_the_worker() -> None:
+    pipe, theirs = ends()
+    (record,) = BUILD.spans(passed(sent=False))
+    for _ in range(20_000):
+        pipe.emit(record)
+    assert 0 < pipe.lost < 20_000
+    kept = 20_000 - pipe.lost
+    pipe.close()
+    assert len(relayed(theirs)) == min(kept, 2048), "of the last, the SDK's queue"
+
+
+def test_a_helper_that_is_gone_and_a_record_that_is_too_long() -> None:
+    pipe, theirs = ends()
+    (record,) = BUILD.spans(passed(sent=False, domain_id="x" * MAX_RECORD))
+    pipe.emit(record)
+    assert pipe.lost == 1
+    theirs.close()
+    (record,) = BUILD.spans(passed(sent=False))
+    pipe.emit(record)
+    assert pipe.lost == 2
+    pipe.close()
+
+
+@pytest.mark.parametrize("nonsense", [b"\xc1", b"\x90", b"?" * 100, b"\x9b" + b"\xc0" * 11])
+def test_what_is_no_span_is_left_out(nonsense: bytes) -> None:
+    mine, theirs = span_socket()
+    pipe = SpanPipe(os.dup(mine))
+    with socket.socket(fileno=mine) as worker:
+        worker.send(nonsense)
+        pipe.emit(BUILD.spans(passed(sent=False))[0])
+        worker.send(END)
+        worker.send(nonsense)
+        assert len(relayed(socket.socket(fileno=theirs))) == 1
+    pipe.close()
+
+
+def test_a_worker_does_not_import_the_sdk() -> None:
+    code = "import sys, cube_mesh.worker; sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
