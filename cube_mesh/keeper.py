@@ -43,6 +43,7 @@ from cube_mesh.tls.identity import (
     spki_hash,
     validity_window,
 )
+from cube_mesh.tls.keeping import Sessions
 from cube_mesh.tls.port import CLAIMS_ONLY
 from cube_mesh.tls.reasons import Refusal
 
@@ -77,6 +78,8 @@ class Keeper:
         self.node_id = node_id
         self.role = node_id.role
         self.roots = roots
+        self.sessions = Sessions(clock)
+        self.quotes = 0  # asked of the TEE or TPM so far
         self._collector = collector
         self._verifiers = {**verifiers, CLAIMS_ONLY: Verifier(parse_policy(_CLAIMS_ONLY_POLICY))}
         self._leaf = leaf
@@ -102,6 +105,7 @@ class Keeper:
         if self._rotation is not None:
             self._rotation.cancel()
             await asyncio.gather(self._rotation, return_exceptions=True)
+        await self.sessions.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         if isinstance(self._collector, TpmCollector):
             self._collector.close()
@@ -192,6 +196,7 @@ class Keeper:
         if isinstance(self._collector, NoEvidence):
             return evidence_for(self._collector, claims)
         loop = asyncio.get_running_loop()
+        self.quotes += 1
         return await loop.run_in_executor(self._threads, evidence_for, self._collector, claims)
 
     # --- appraisal ---

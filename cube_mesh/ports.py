@@ -112,6 +112,9 @@ class ChannelAttestation(msgspec.Struct, frozen=True):
     handshake_ms: float
     attestation_ms: float
     claims: dict[str, str] = {}
+    session: str = ""  # mode "attach": the session's name (a hash of its id), its generation, and how old it was
+    session_generation: int = 0
+    session_age_s: float = 0.0
 
 
 Verdict: TypeAlias = "Response | None"

@@ -87,7 +87,8 @@ class ProxyRole:
         assert self._keeper is not None
         attestation = self._parts.settings.attestation
         connector = AttestedConnector(upstream, self._keeper, attestation, on_gate=self._parts.on_gate)
-        self._links[upstream.name] = ControlLink(connector)
+        link = self._links[upstream.name] = ControlLink(connector, self._keeper.sessions)
+        self._keeper.sessions.add_link(link)
         return connector
 
     async def start(self) -> None:
@@ -98,7 +99,7 @@ class ProxyRole:
             await self._keeper.start()
         self._authenticator.start()
         for name, link in self._links.items():
-            parts.health.checks[f"upstream {name}"] = lambda link=link: "" if link.ready else link.reason  # type: ignore[misc]
+            parts.health.checks[f"upstream {name}"] = lambda link=link: link.not_ready  # type: ignore[misc]
             link.start()
         make = partial(Downstream, self.service)
         if self._certificate is None and not listen.proxy_protocol:

@@ -67,13 +67,17 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport: Transport = transport
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer or "")
-        self.attestation = transport.get_extra_info("attestation")
-        if self.attestation is not None:
-            left = self.attestation.expires_at - time()
-            self.usable_until = self.attestation.expires_at - left * _LAST_SHARE
+        attestation: ChannelAttestation | None = transport.get_extra_info("attestation")
+        if attestation is not None:
+            self.attestation_renewed(attestation)
         limits = self._pool.limits
         transport.set_write_buffer_limits(limits.write_high_water, limits.write_low_water)
         self._pool.opened(self)
+
+    def attestation_renewed(self, attestation: ChannelAttestation) -> None:
+        """What is accepted about the peer now, and for how long."""
+        self.attestation = attestation
+        self.usable_until = attestation.expires_at - (attestation.expires_at - time()) * _LAST_SHARE
 
     def request(self, handler: Handler, data: bytes, *, to_head: bool, complete: bool) -> None:
         """Send a rendered head with as much body as there is; ``complete`` when that is the whole request."""

@@ -60,9 +60,9 @@ async def _attest(plan: Plan, verifier: _Remembering) -> None:
         clock=time.time,
     )
     upstream = Upstream(name="agent", url=f"atls://127.0.0.1:{plan.ports.agent}", node_id=AGENT_ID, policy=_FIRST)
-    link = ControlLink(AttestedConnector(upstream, keeper, Attestation(attester="none")))
+    link = ControlLink(AttestedConnector(upstream, keeper, Attestation(attester="none")), keeper.sessions)
     try:
-        await link.attest_once()
+        await link.attest()
     finally:
         await link.close()
         await keeper.close()

@@ -8,11 +8,14 @@ TCP transport, whose water marks reach the inner protocol as ``pause_writing`` a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from OpenSSL import SSL
+
+from cube_mesh.ports import ChannelAttestation
 
 MAX_RECORD = 16_384  # plaintext of one TLS 1.3 record (RFC 8446 §5.1)
 _HEADER = 5
@@ -25,6 +28,10 @@ class TruncatedStream(ConnectionError):
 
 class ChannelExpired(ConnectionError):
     """What was accepted about the peer has ended, and the channel with it."""
+
+
+class ChannelRevoked(ConnectionError):
+    """What was accepted about the peer no longer holds: it has booted again, or no longer passes its policy."""
 
 
 class Channel(asyncio.Protocol, asyncio.Transport):
@@ -52,6 +59,7 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         self._closing = False
         self._peer_closed = False
         self._expiry: asyncio.TimerHandle | None = None
+        self.on_lost: Callable[[], None] | None = None
         self.set_protocol(inner)
 
     def start(self, rest: bytes, expires_in_s: float) -> None:
@@ -125,7 +133,29 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         self._closing = True
         if self._expiry is not None:
             self._expiry.cancel()
+        if self.on_lost is not None:
+            self.on_lost()
         self._inner.connection_lost(self._error or exc)
+
+    # --- from the session that it stands on ---
+
+    def extend(self, attestation: ChannelAttestation, expires_at: float) -> None:
+        """A renewal: the channel may live until ``expires_at`` (Unix seconds). The inner protocol is told by
+        ``attestation_renewed``, if it has that.
+        """
+        if self._closing or self._expiry is None:
+            return
+        self._expiry.cancel()
+        self._expiry = asyncio.get_running_loop().call_later(max(0.0, expires_at - time.time()), self._expire)
+        self._info = {**self._info, "attestation": attestation, "expires_at": expires_at}
+        renewed = getattr(self._inner, "attestation_renewed", None)
+        if renewed is not None:
+            renewed(attestation)
+
+    def revoke(self) -> None:
+        """End now, and without close_notify: whatever is under way is not whole."""
+        self._error = ChannelRevoked("what was accepted about the peer no longer holds")
+        self.abort()
 
     # --- to TCP, for the inner protocol ---
 

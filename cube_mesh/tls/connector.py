@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 from OpenSSL import SSL
 
 from attest.binding import Role
-from cube_mesh.errors import ConfigError, CubeMeshError, DependencyError
+from cube_mesh.errors import ConfigError, DependencyError
 from cube_mesh.settings import Attestation, Upstream
 from cube_mesh.tls.authenticator import NONCE_BYTES
 from cube_mesh.tls.contexts import (
+    ALPN_ATTACH,
     ALPN_CONTROL,
     ALPN_QUOTE,
     SERVED,
@@ -29,6 +30,8 @@ from cube_mesh.tls.gate import Plan
 from cube_mesh.tls.identity import Leaf, SpiffeId, parse_spiffe_id
 from cube_mesh.tls.opening import Opening
 from cube_mesh.tls.port import CLAIMS_ONLY, GateEvent, KeeperPort, OnGate
+from cube_mesh.tls.reasons import Refusal
+from cube_mesh.tls.sessions import Session
 
 _log = logging.getLogger(__name__)
 _SERVER_SHARE = 0.8  # the server gives up first, so that its reason reaches the client
@@ -59,6 +62,7 @@ class AttestedConnector:
         self.target = check_target(upstream, keeper.node_id.trust_domain)
         self._host, self._port, self._server_name = _address(upstream)
         self._policy = upstream.policy
+        self._attaches = upstream.mode == "session"
         self._keeper = keeper
         self._attestation = attestation
         self._timeout_s = attestation.handshake_timeout_s if timeout_s is None else timeout_s
@@ -66,20 +70,47 @@ class AttestedConnector:
         self._contexts = Contexts(server=False)
 
     async def connect(self, protocol_factory: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
-        """A data connection with a quote of its own (``cube-mesh/1-quote``), open.
+        """A data connection, open: under the session with the agent, or with a quote of its own, as the mode says.
 
-        DependencyError ``atls_<reason>`` (reasons.py, or the code of the ``attest`` error) or ``upstream_connect``;
-        only failures that another attempt may not meet are retryable.
+        One is never taken for the other. DependencyError ``atls_<reason>`` (reasons.py, or the code of the ``attest``
+        error) or ``upstream_connect``; only failures that another attempt may not meet are retryable.
         """
-        return await self._open(ALPN_QUOTE, protocol_factory)
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        if not self._attaches:
+            return await self._open(ALPN_QUOTE, protocol_factory, deadline)
+        session = await self._session(deadline)
+        event, inner = await self._attempt(ALPN_ATTACH, protocol_factory, deadline, session)
+        if inner is None and _is_outdated(event):
+            session = await self._session(deadline, refused=session.id)
+            event, inner = await self._attempt(ALPN_ATTACH, protocol_factory, deadline, session)
+        return inner if inner is not None else _raise_refused(event, self.target)
+
+    async def _session(self, deadline: float, refused: bytes = b"") -> Session:
+        """The node's session with the agent. Waits, with everyone else who does, for the one quote that makes it."""
+        try:
+            found = self._keeper.sessions.to(str(self.target), refused)
+            if isinstance(found, Session):
+                return found
+            async with asyncio.timeout_at(deadline):
+                return await found
+        except TimeoutError as error:
+            raise _refused("timeout", f"{self.target}: no session in time") from error
+        except Refusal as refusal:
+            raise _refused(refusal.reason, f"{self.target}: {refusal.detail}") from refusal
 
     async def connect_control(self, protocol_factory: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
         """A control connection (``cube-mesh/1``): the agent attests, no application data may follow."""
-        return await self._open(ALPN_CONTROL, protocol_factory)
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        return await self._open(ALPN_CONTROL, protocol_factory, deadline)
 
-    async def _open(self, alpn: bytes, factory: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
+    async def _open(self, alpn: bytes, factory: Callable[[], asyncio.Protocol], deadline: float) -> asyncio.Protocol:
+        event, inner = await self._attempt(alpn, factory, deadline)
+        return inner if inner is not None else _raise_refused(event, self.target)
+
+    async def _attempt(
+        self, alpn: bytes, factory: Callable[[], asyncio.Protocol], deadline: float, session: Session | None = None
+    ) -> tuple[GateEvent, asyncio.Protocol | None]:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_s
         ended: asyncio.Future[tuple[GateEvent, asyncio.Protocol | None]] = loop.create_future()
 
         def on_end(event: GateEvent, inner: asyncio.Protocol | None) -> None:
@@ -89,7 +120,7 @@ class AttestedConnector:
         def make_opening() -> Opening:
             left = max(0.0, deadline - loop.time())
             return Opening(
-                self._plan(alpn), self._keeper, lambda: self._make_tls(alpn), lambda _: factory(), on_end, left
+                self._plan(alpn), self._keeper, lambda: self._make_tls(alpn), lambda _: factory(), on_end, left, session
             )
 
         opening = await self._connect_tcp(make_opening, deadline)
@@ -99,7 +130,7 @@ class AttestedConnector:
             opening.abort()
             raise
         self._on_gate(event)
-        return inner if inner is not None else _raise_refused(event, self.target)
+        return event, inner
 
     async def _connect_tcp(self, make_opening: Callable[[], Opening], deadline: float) -> Opening:
         loop = asyncio.get_running_loop()
@@ -227,8 +258,10 @@ def check_target(upstream: Upstream, trust_domain: str) -> SpiffeId:
     key = f"upstreams.{upstream.name}"
     if not upstream.policy:
         raise ConfigError("an attested upstream needs an evidence policy", key=f"{key}.policy")
-    if upstream.mode != "quote":
-        raise ConfigError(f'mode "{upstream.mode}" is not offered by this version: use "quote"', key=f"{key}.mode")
+    if upstream.mode not in ("session", "quote"):
+        raise ConfigError(
+            f'mode "{upstream.mode}" is not offered by this version: use "session" or "quote"', key=f"{key}.mode"
+        )
     try:
         target = parse_spiffe_id(upstream.node_id)
     except ValueError as error:
@@ -280,21 +313,27 @@ def _is_address(host: str) -> bool:
 
 # --- errors ---
 
-_RETRYABLE = {"eof", "timeout", "handshake", "evidence_unavailable"}
+_RETRYABLE = {"eof", "timeout", "handshake", "evidence_unavailable", "keeper"}
+_OUTDATED = {"session_unknown", "session_leaf", "session_expired"}  # what a newer session mends
+
+
+def _is_outdated(event: GateEvent) -> bool:
+    """Whether the attempt failed for the session's age: found out here, or said by the agent."""
+    return event.reason in _OUTDATED or (event.reason == "refused" and event.detail in _OUTDATED)
 
 
 def _raise_refused(event: GateEvent, target: SpiffeId) -> NoReturn:
     detail = f"{target}: {event.reason} in phase {event.phase} after {event.duration_ms:.0f} ms: {event.detail}"
-    raise _as_dependency_error(event, detail)
+    raise _refused(event.reason, detail)
 
 
-def _as_dependency_error(event: GateEvent, detail: str) -> CubeMeshError:
+def _refused(reason: str, detail: str) -> DependencyError:
     return DependencyError(
-        f"atls_{event.reason}",
+        f"atls_{reason}",
         "The upstream could not be verified.",
         detail=detail,
-        status=504 if event.reason == "timeout" else 503,
-        retryable=event.reason in _RETRYABLE,
+        status=504 if reason == "timeout" else 503,
+        retryable=reason in _RETRYABLE,
     )
 
 

@@ -11,14 +11,15 @@ from typing import Any
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
+from cube_mesh.tls.gate import CONTROL
 from cube_mesh.tls.identity import Leaf
 
-ALPN_CONTROL = b"cube-mesh/1"  # attests, carries no application data
+ALPN_CONTROL = CONTROL  # attests, carries no application data
 ALPN_QUOTE = b"cube-mesh/1-quote"  # data with a quote of its own
 ALPN_CERT = b"cube-mesh/1-cert"  # phase 1 only; known by name and selected by nobody yet
-ALPN_ATTACH = b"cube-mesh/1-attach"  # data under a session; likewise
-SERVED = (ALPN_CONTROL, ALPN_QUOTE)
-MODE = {ALPN_CONTROL: "control", ALPN_QUOTE: "quote"}
+ALPN_ATTACH = b"cube-mesh/1-attach"  # data under a session
+SERVED = (ALPN_CONTROL, ALPN_QUOTE, ALPN_ATTACH)
+MODE = {ALPN_CONTROL: "control", ALPN_QUOTE: "quote", ALPN_ATTACH: "attach"}
 SUITES = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 MAX_SNI_BYTES = 255
 

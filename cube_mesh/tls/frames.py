@@ -35,6 +35,28 @@ class FrameError(ValueError):
         self.code = code
 
 
+ATTACH_BYTES, ATTACHED_BYTES = 48, 32  # session id and the client's proof; the server's proof
+
+
+def encode_attach(session_id: bytes, proof: bytes) -> bytes:
+    """ATTACH as a frame: id (16 bytes) ‖ HMAC (32 bytes)."""
+    return encode_frame(FrameType.ATTACH, session_id + proof)
+
+
+def decode_attach(body: bytes) -> tuple[bytes, bytes]:
+    """Session id and proof; FrameError ``frame_size`` for any other length."""
+    if len(body) != ATTACH_BYTES:
+        raise FrameError("frame_size", f"ATTACH of {len(body)} bytes")
+    return body[:16], body[16:]
+
+
+def decode_attached(body: bytes) -> bytes:
+    """The server's proof; FrameError ``frame_size`` for any other length."""
+    if len(body) != ATTACHED_BYTES:
+        raise FrameError("frame_size", f"ATTACHED of {len(body)} bytes")
+    return body
+
+
 def encode_frame(kind: FrameType, body: bytes) -> bytes:
     """One frame as bytes; FrameError when the body is above 1 MiB."""
     if len(body) > MAX_BODY_BYTES:

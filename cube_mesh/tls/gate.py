@@ -12,6 +12,7 @@ application data; after ``Close`` nothing comes.
     APPRAISE  validate, appraise                -
               AUTHENTICATOR, RESULT ->          validate, appraise
     RESULT    <- RESULT                         RESULT must be there, and nothing behind it
+    REGISTER  -                                 control: the session is kept before RESULT leaves
     OPEN
 
 The server answers last and only with the client's acceptance in hand. A client cannot have seen that answer when it
@@ -42,6 +43,7 @@ from cube_mesh.tls.frames import FrameDecoder, FrameError, FrameType, encode_fra
 from cube_mesh.tls.identity import Leaf, PeerLeaf
 from cube_mesh.tls.reasons import Phase as GatePhase
 from cube_mesh.tls.reasons import Refusal
+from cube_mesh.tls.sessions import Agreed, session_keys
 from cube_mesh.tls.verdict import ACCEPT, REFUSE, Result, decode_result, encode_result
 
 
@@ -103,12 +105,24 @@ class Appraise(msgspec.Struct, frozen=True):
     policy: str
 
 
+class Register(msgspec.Struct, frozen=True):
+    """A server's: keep this session before the client can know that it exists; answer with ``Gate.registered``."""
+
+    agreed: Agreed
+    result: AttestationResult
+    expires_at: float
+
+
 class Open(msgspec.Struct, frozen=True):
-    """Application data may flow. ``rest`` is what the peer has already sent of it (a server's only)."""
+    """Application data may flow. ``rest`` is what the peer has already sent of it (a server's only).
+
+    ``agreed`` is there on a control connection: the session that it leaves behind.
+    """
 
     rest: bytes
     result: AttestationResult
     expires_at: float
+    agreed: Agreed | None = None
 
 
 class Close(msgspec.Struct, frozen=True):
@@ -117,7 +131,18 @@ class Close(msgspec.Struct, frozen=True):
     detail: str
 
 
-Command = Send | Collect | Appraise | Open | Close
+Command = Send | Collect | Appraise | Register | Open | Close
+
+
+CONTROL = b"cube-mesh/1"  # ALPN of the connections that leave a session behind
+_TRANSCRIPT = (
+    (Role.CLIENT, FrameType.REQUEST),
+    (Role.SERVER, FrameType.REQUEST),
+    (Role.SERVER, FrameType.AUTHENTICATOR),
+    (Role.CLIENT, FrameType.AUTHENTICATOR),
+    (Role.SERVER, FrameType.RESULT),
+    (Role.CLIENT, FrameType.RESULT),
+)
 
 
 class State(Enum):
@@ -128,6 +153,7 @@ class State(Enum):
     AUTHENTICATOR = auto()
     APPRAISE = auto()
     RESULT = auto()
+    REGISTER = auto()
     OPEN = auto()
     CLOSED = auto()
 
@@ -140,6 +166,7 @@ _PHASE: dict[State, GatePhase] = {
     State.AUTHENTICATOR: "attest",
     State.APPRAISE: "appraise",
     State.RESULT: "result",
+    State.REGISTER: "result",
     State.OPEN: "open",
     State.CLOSED: "open",
 }
@@ -160,6 +187,9 @@ class Gate:
         self._frames = FrameDecoder()
         self._peer_known = bool(plan.roots)  # its identity is proven, so it may read our reasons
         self._result: AttestationResult | None = None
+        self._appraised_evidence: Appraise | None = None
+        self._bodies: dict[tuple[Role, FrameType], bytes] = {(plan.role, FrameType.REQUEST): self._request}
+        self._agreed: Agreed | None = None
         self._expires_at = 0.0
         self._now = 0.0  # of the last event
 
@@ -183,6 +213,11 @@ class Gate:
         """The host accepted the evidence that Appraise asked about. Refusing is ``failed``."""
         self._now = now
         return self._guarded(lambda: self._appraised(result))
+
+    def registered(self, now: float) -> list[Command]:
+        """The host keeps the session that Register gave it."""
+        self._now = now
+        return self._guarded(self._registered)
 
     def failed(self, reason: str, detail: str = "") -> list[Command]:
         """Anything that ends the attempt: deadline, end of the stream, evidence refused, a fault of the host."""
@@ -231,6 +266,7 @@ class Gate:
             if frame.type is FrameType.RESULT and wanted is not FrameType.RESULT:
                 raise Refusal("refused", _peer_reason(frame.body))
             check_order(frame.type, wanted)
+            self._bodies[peer_role(self.plan.role), frame.type] = frame.body
             commands += step(self, frame.body)
         return commands
 
@@ -253,6 +289,7 @@ class Gate:
         facts, role = self._facts, self.plan.role
         keys = exported_keys(facts.exporter, facts.suite, role)
         body = build_authenticator(keys, self._peer_request, facts.leaf.cert_der, evidence, facts.leaf.sign)
+        self._bodies[role, FrameType.AUTHENTICATOR] = body
         send = Send(encode_frame(FrameType.AUTHENTICATOR, body))
         if role is Role.SERVER:
             self.state = State.AUTHENTICATOR
@@ -275,7 +312,8 @@ class Gate:
             peer_spki_hash=facts.leaf.spki_hash,
         )
         self.state = State.APPRAISE
-        return [Appraise(authenticator.evidence, expected, self.plan.policy)]
+        self._appraised_evidence = Appraise(authenticator.evidence, expected, self.plan.policy)
+        return [self._appraised_evidence]
 
     def _appraised(self, result: AttestationResult) -> list[Command]:
         if self.state is State.PASSPORT:
@@ -303,14 +341,51 @@ class Gate:
         if theirs.code != ACCEPT:
             raise Refusal("refused", theirs.reason)
         self._expires_at = min(self._expires_at, theirs.expires)
-        answer: list[Command] = []
-        if self.plan.role is Role.SERVER:
-            check_no_early_data(self._frames.buffered)
-            answer = [self._accept()]
         self._check_not_expired()
         result = self._accepted()
+        if self.plan.role is Role.CLIENT:
+            return [self._open(result, self._agree(result))]
+        check_no_early_data(self._frames.buffered)
+        accept = self._accept()
+        agreed = self._agree(result)
+        if agreed is None:
+            return [accept, self._open(result, None)]
+        self.state, self._agreed = State.REGISTER, agreed
+        return [Register(agreed, result, self._expires_at)]
+
+    def _registered(self) -> list[Command]:
+        """The session is kept, so the client may hear of it. What it sent meanwhile it sent without an answer."""
+        if self.state is not State.REGISTER:
+            raise Refusal("internal", "a session that nobody made")
+        check_no_early_data(self._frames.buffered)
+        self._check_not_expired()
+        body = self._bodies[Role.SERVER, FrameType.RESULT]
+        return [Send(encode_frame(FrameType.RESULT, body)), self._open(self._accepted(), self._agreed)]
+
+    def _open(self, result: AttestationResult, agreed: Agreed | None) -> Open:
         self.state = State.OPEN
-        return [*answer, Open(self._frames.take_rest(), result, self._expires_at)]
+        return Open(self._frames.take_rest(), result, self._expires_at, agreed)
+
+    def _agree(self, result: AttestationResult) -> Agreed | None:
+        """The session of a control connection, from its exporter and its six frames (§5)."""
+        facts, appraised = self._facts, self._appraised_evidence
+        if facts.protocol != CONTROL or appraised is None:
+            return None
+        session_id, client_key, server_key = session_keys(
+            facts.exporter, tuple(self._bodies[role, kind] for role, kind in _TRANSCRIPT)
+        )
+        keys = (facts.leaf.spki_hash, self.peer.spki_hash)
+        return Agreed(
+            role=self.plan.role,
+            id=session_id,
+            client_key=client_key,
+            server_key=server_key,
+            leaves=self._leaf_hashes,
+            leaf_keys=keys if self.plan.role is Role.CLIENT else (keys[1], keys[0]),
+            peer_boot_id=result.boot_id,
+            evidence=appraised.raw,
+            expected=appraised.expected,
+        )
 
     def _check_not_expired(self) -> None:
         if self._expires_at <= self._now:
@@ -320,6 +395,7 @@ class Gate:
         self._check_not_expired()
         result = self._accepted()
         body = encode_result(Result(ACCEPT, "ok", result.appraisal_id, result.policy_digest, int(self._expires_at)))
+        self._bodies[self.plan.role, FrameType.RESULT] = body
         return Send(encode_frame(FrameType.RESULT, body))
 
     def _accepted(self) -> AttestationResult:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+import msgspec
 from OpenSSL import SSL, crypto
 
 from attest.appraise import AttestationResult
 from attest.binding import Phase, Role
 from attest.errors import AttestError
 from cube_mesh.ports import ChannelAttestation
+from cube_mesh.tls.attach import AttachCommand, AttachGate, Find, OpenAttached
 from cube_mesh.tls.channel import Channel, RecordPosition
-from cube_mesh.tls.contexts import MODE
+from cube_mesh.tls.contexts import ALPN_ATTACH, MODE
 from cube_mesh.tls.gate import (
     Appraise,
     Close,
@@ -29,14 +31,17 @@ from cube_mesh.tls.gate import (
     Gate,
     Open,
     Plan,
+    Register,
     Send,
     check_handshake,
     refusal_frame,
 )
 from cube_mesh.tls.identity import Leaf
+from cube_mesh.tls.live import Standing, facts_of
 from cube_mesh.tls.port import GateEvent, KeeperPort
 from cube_mesh.tls.reasons import Phase as GatePhase
 from cube_mesh.tls.reasons import Refusal
+from cube_mesh.tls.sessions import Agreed, Session
 
 _log = logging.getLogger(__name__)
 _READ = 65_536
@@ -46,7 +51,7 @@ class Opening(asyncio.Protocol):
     """One attempt. ``on_end`` is called exactly once, with the inner protocol when the channel opened, else None.
 
     ``make_tls`` gives the leaf in use and a fresh connection over memory BIOs; ``make_inner`` gets the negotiated ALPN
-    protocol. ``timeout_s`` counts from the TCP connection.
+    protocol. ``timeout_s`` counts from the TCP connection. ``session`` is what a client attaches under.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Opening(asyncio.Protocol):
         make_inner: Callable[[bytes], asyncio.Protocol],
         on_end: Callable[[GateEvent, asyncio.Protocol | None], None],
         timeout_s: float,
+        session: Session | None = None,
     ) -> None:
         self._plan = plan
         self._keeper = keeper
@@ -64,9 +70,10 @@ class Opening(asyncio.Protocol):
         self._make_inner = make_inner
         self._on_end = on_end
         self._timeout_s = timeout_s
+        self._session = session
         self._loop = asyncio.get_running_loop()
         self._tcp: asyncio.Transport | None = None
-        self._gate: Gate | None = None
+        self._gate: Gate | AttachGate | None = None
         self._facts: Facts | None = None
         self._task: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -140,8 +147,13 @@ class Opening(asyncio.Protocol):
             self._say(refusal_frame(refusal.reason if known else "refused"))
             self._refuse(refusal.reason, "tls", refusal.detail)
             return
-        self._gate = gate = Gate(self._plan, facts, peer)
-        self._run(gate.start())
+        gate: Gate | AttachGate
+        if facts.protocol == ALPN_ATTACH:
+            self._gate = gate = AttachGate(self._plan, facts, peer, self._session)
+            self._run(gate.start(time.time()))
+        else:
+            self._gate = gate = Gate(self._plan, facts, peer)
+            self._run(gate.start())
         self._read(gate)
 
     def _read_facts(self) -> Facts:
@@ -163,7 +175,7 @@ class Opening(asyncio.Protocol):
 
     # --- gate ---
 
-    def _read(self, gate: Gate) -> None:
+    def _read(self, gate: Gate | AttachGate) -> None:
         """Everything that TLS has, to the gate. Stops when the gate opens: what follows is the channel's."""
         while not self._ended:
             try:
@@ -178,7 +190,7 @@ class Opening(asyncio.Protocol):
                 return
             self._run(gate.receive(data, time.time()))
 
-    def _run(self, commands: list[Command]) -> None:
+    def _run(self, commands: Sequence[Command | AttachCommand]) -> None:
         for command in commands:
             match command:
                 case Send(data):
@@ -187,8 +199,14 @@ class Opening(asyncio.Protocol):
                     self._start(self._collect(command))
                 case Appraise():
                     self._start(self._appraise(command))
-                case Open(rest, result, expires_at):
-                    self._open(rest, result, expires_at)
+                case Register(agreed, result, expires_at):
+                    self._start(self._register(self._session_of(agreed, result, expires_at)))
+                case Find(session_id):
+                    self._find(session_id)
+                case Open():
+                    self._open(command)
+                case OpenAttached():
+                    self._open_attached(command)
                 case Close(reason, phase, detail):
                     self._refuse(reason, phase, detail)
 
@@ -196,7 +214,7 @@ class Opening(asyncio.Protocol):
         self._task = self._loop.create_task(work)
 
     async def _collect(self, command: Collect) -> None:
-        gate = self._live_gate()
+        gate = self._full_gate()
         try:
             evidence = await self._keeper.evidence(
                 self._plan.role,
@@ -215,7 +233,7 @@ class Opening(asyncio.Protocol):
             self._run(gate.collected(evidence, time.time()))
 
     async def _appraise(self, command: Appraise) -> None:
-        gate = self._live_gate()
+        gate = self._full_gate()
         try:
             result = await self._keeper.appraise(command.raw, command.expected, command.policy)
         except AttestError as error:
@@ -226,28 +244,110 @@ class Opening(asyncio.Protocol):
         else:
             self._run(gate.appraised(result, time.time()))
 
+    async def _register(self, session: Session) -> None:
+        gate = self._full_gate()
+        try:
+            await self._keeper.sessions.register(session)
+        except Refusal as refusal:
+            self._run(gate.failed(refusal.reason, refusal.detail))
+        except Exception as error:
+            _log.exception("the keeper failed to take a session")
+            self._run(gate.failed("internal", repr(error)))
+        else:
+            self._run(gate.registered(time.time()))
+
+    def _find(self, session_id: bytes) -> None:
+        """The common case, a session that this process knows, takes no task."""
+        try:
+            found = self._keeper.sessions.find(session_id)
+        except Refusal as refusal:
+            self._fail(refusal.reason, refusal.detail)
+            return
+        if isinstance(found, Session):
+            self._run(self._attach_gate().found(found, time.time()))
+        else:
+            self._start(self._found(found))
+
+    async def _found(self, answer: Awaitable[Session]) -> None:
+        gate = self._attach_gate()
+        try:
+            session = await answer
+        except Refusal as refusal:
+            self._run(gate.failed(refusal.reason, refusal.detail))
+        except Exception as error:
+            _log.exception("the keeper failed to find a session")
+            self._run(gate.failed("internal", repr(error)))
+        else:
+            self._run(gate.found(session, time.time()))
+
     # --- ends ---
 
-    def _open(self, rest: bytes, result: AttestationResult, expires_at: float) -> None:
-        tcp, facts, gate = self._tcp, self._facts, self._live_gate()
+    def _open(self, command: Open) -> None:
+        attestation = self._describe_channel(command.result, command.expires_at)
+        info: dict[str, Any] = {}
+        if command.agreed is not None:
+            info["session"] = self._session_of(command.agreed, command.result, command.expires_at)
+        self._become(attestation, info, command.rest)
+
+    def _open_attached(self, command: OpenAttached) -> None:
+        session = command.session
+        attestation = self._describe_attached(session, command.expires_at)
+        live = self._keeper.sessions.live
+
+        def stand(channel: Channel) -> None:
+            standing = Standing(session, channel, attestation, command.hard_at)
+            live.add(standing)
+            channel.on_lost = lambda: live.remove(standing)
+
+        self._become(attestation, {}, command.rest, stand)
+
+    def _become(
+        self,
+        attestation: ChannelAttestation,
+        info: dict[str, Any],
+        rest: bytes,
+        stand: Callable[[Channel], None] | None = None,
+    ) -> None:
+        """The gate is open: a channel takes this object's place."""
+        tcp, facts = self._tcp, self._facts
         assert tcp is not None and facts is not None
         self._ended = True
         self._cancel_deadline()
         inner = self._make_inner(facts.protocol)
-        attestation = self._describe_channel(result, expires_at)
-        info = {
+        info |= {
             "attestation": attestation,
             "peer_id": attestation.peer_id,
-            "expires_at": expires_at,
+            "expires_at": attestation.expires_at,
             "mode": attestation.mode,
         }
         channel = Channel(self._tls, tcp, self._position, inner, info)
         tcp.set_protocol(channel)
-        self._on_end(self._event("ok", "open", "", str(gate.peer.spiffe_id), result.platform), inner)
-        channel.start(rest, expires_at - time.time())
+        if stand is not None:
+            stand(channel)
+        self._on_end(self._event("ok", "open", "", attestation.peer_id, attestation.platform), inner)
+        channel.start(rest, attestation.expires_at - time.time())
+
+    def _session_of(self, agreed: Agreed, result: AttestationResult, expires_at: float) -> Session:
+        facts = self._describe_channel(result, expires_at)
+        return Session(agreed=agreed, facts=facts, began_at=time.time(), expires_at=expires_at)
+
+    def _describe_attached(self, session: Session, expires_at: float) -> ChannelAttestation:
+        """The appraisal is the session's; handshake, times and cipher are this connection's."""
+        facts = self._facts
+        assert facts is not None
+        own = msgspec.structs.replace(
+            session.facts,
+            mode=self._mode(),
+            tls_version=facts.version,
+            cipher=facts.suite,
+            handshake_ms=(self._secured_at - self._started_at) * 1e3,
+            attestation_ms=(time.perf_counter() - self._secured_at) * 1e3,
+            session_age_s=max(0.0, time.time() - session.began_at),
+        )
+        return facts_of(session, own, expires_at)
 
     def _describe_channel(self, result: AttestationResult, expires_at: float) -> ChannelAttestation:
-        gate, facts = self._live_gate(), self._facts
+        gate, facts = self._full_gate(), self._facts
         assert facts is not None
         certificate = gate.peer.certificate
         return ChannelAttestation(
@@ -313,8 +413,12 @@ class Opening(asyncio.Protocol):
     def _mode(self) -> str:
         return MODE.get(self._facts.protocol, "") if self._facts else ""
 
-    def _live_gate(self) -> Gate:
-        assert self._gate is not None
+    def _full_gate(self) -> Gate:
+        assert isinstance(self._gate, Gate)
+        return self._gate
+
+    def _attach_gate(self) -> AttachGate:
+        assert isinstance(self._gate, AttachGate)
         return self._gate
 
     def _cancel_deadline(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
 import msgspec
@@ -10,13 +10,47 @@ import msgspec
 from attest.appraise import AttestationResult
 from attest.binding import Expected, Phase, Role
 from cube_mesh.tls.identity import Leaf, SpiffeId
+from cube_mesh.tls.live import LiveChannels
 from cube_mesh.tls.reasons import Phase as GatePhase
+from cube_mesh.tls.sessions import Session
 
 CLAIMS_ONLY = "claims-only"  # the policy for peers whose identity is the mesh CA's: the binding, and no evidence
 
 
+class SessionsPort(Protocol):
+    """The sessions of the node, wherever they are kept. Refusal ``keeper`` when whoever keeps them does not answer."""
+
+    @property
+    def live(self) -> LiveChannels:
+        """The data connections of this process."""
+        ...
+
+    async def register(self, session: Session) -> Session:
+        """Keep a session that a control connection has just made; it, with its generation. Renews what stood on the
+        one before. Refusal ``session_limit``."""
+        ...
+
+    def find(self, session_id: bytes) -> Session | Awaitable[Session]:
+        """The session that ATTACH names; Refusal ``session_unknown``."""
+        ...
+
+    def to(self, target: str, refused: bytes = b"") -> Session | Awaitable[Session]:
+        """The session with an agent, made now if there is none, or if it is the one that the agent has ``refused``.
+
+        However many ask, one control connection is made. DependencyError as by ``connect``.
+        """
+        ...
+
+    def not_ready(self, target: str) -> str:
+        """Why no session with this agent can be had; "" when there is one."""
+        ...
+
+
 class KeeperPort(Protocol):
-    """Owner of the leaf key, the TEE or TPM and the evidence policies."""
+    """Owner of the leaf key, the TEE or TPM, the evidence policies and the sessions."""
+
+    @property
+    def sessions(self) -> SessionsPort: ...
 
     @property
     def node_id(self) -> SpiffeId: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-Phase: TypeAlias = Literal["tls", "attest", "appraise", "result", "open"]
+Phase: TypeAlias = Literal["tls", "attest", "appraise", "result", "attach", "open"]
 
 REASONS = {
     "handshake": "the TLS handshake failed (version, certificate request, alert from the peer)",
@@ -39,6 +39,12 @@ REASONS = {
     "result_malformed": "an unreadable RESULT",
     "refused": "the peer refused this end; its reason is in the detail",
     "expired": "the accepted state ends before it begins",
+    "session_unknown": "ATTACH names a session that this node does not have, or no longer takes connections under",
+    "session_role": "ATTACH in the other TLS role than the control connection's",
+    "session_leaf": "the leaves are not those of the session's control connection",
+    "session_expired": "the session has ended",
+    "session_proof": "ATTACH or ATTACHED was not made with this session's key on this connection",
+    "session_limit": "more sessions than this node keeps",
     "timeout": "the deadline passed",
     "eof": "the peer closed the connection before the gate opened",
     "internal": "a fault of this node",

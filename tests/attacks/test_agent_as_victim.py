@@ -215,7 +215,7 @@ async def test_a9_application_data_on_a_control_connection(mesh: Mesh, agent: Ag
 # --- A10: downgrade, as a client ---
 
 
-@pytest.mark.parametrize("alpn", [b"", contexts.ALPN_CERT, contexts.ALPN_ATTACH, b"http/1.1"])
+@pytest.mark.parametrize("alpn", [b"", contexts.ALPN_CERT, b"http/1.1"])
 async def test_a10_protocols_that_are_not_served(mesh: Mesh, agent: Agent, tpm: CountingTpm, alpn: bytes) -> None:
     assert await whole_exchange(agent, mesh.issue("proxy", "p1"), alpn=alpn) == Outcome("alpn", 0)
     assert tpm.quotes == 0

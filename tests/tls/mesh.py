@@ -18,6 +18,7 @@ from cube_mesh.keeper import Keeper
 from cube_mesh.settings import Attestation, Upstream
 from cube_mesh.tls import ca
 from cube_mesh.tls.connector import AttestedConnector, AttestedServer
+from cube_mesh.tls.control import ControlLink
 from cube_mesh.tls.identity import Leaf, NodeRole, load_leaf, parse_spiffe_id
 from cube_mesh.tls.port import GateEvent
 
@@ -169,9 +170,19 @@ async def running_agent(
 
 
 def upstream(port: int, **changes: Any) -> Upstream:
-    values = {"name": "u", "url": f"atls://127.0.0.1:{port}", "node_id": AGENT, "policy": POLICY}
+    values = {"name": "u", "url": f"atls://127.0.0.1:{port}", "node_id": AGENT, "policy": POLICY, "mode": "quote"}
     return Upstream(**{**values, **changes})
 
 
 def connector(keeper: Keeper, port: int, *, settings: Attestation = SETTINGS, **changes: Any) -> AttestedConnector:
     return AttestedConnector(upstream(port, **changes), keeper, settings)
+
+
+def control_link(keeper: Keeper, port: int, *, settings: Attestation = SETTINGS, **changes: Any) -> ControlLink:
+    return ControlLink(connector(keeper, port, settings=settings, **changes), keeper.sessions)
+
+
+def attaching(keeper: Keeper, port: int, *, settings: Attestation = SETTINGS, **changes: Any) -> AttestedConnector:
+    """A connector of mode "session" with the link that makes its sessions; nothing is dialled yet."""
+    keeper.sessions.add_link(control_link(keeper, port, settings=settings, **changes))
+    return connector(keeper, port, settings=settings, mode="session", **changes)

@@ -11,8 +11,7 @@ import pytest
 from cube_mesh.errors import DependencyError
 from cube_mesh.settings import Attestation
 from cube_mesh.tls import control
-from cube_mesh.tls.control import ControlLink
-from tests.tls.mesh import AGENT, Mesh, connector, running_agent
+from tests.tls.mesh import AGENT, Mesh, control_link, running_agent
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
@@ -28,7 +27,7 @@ def _fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_ready_once_the_agent_has_attested(mesh: Mesh) -> None:
     async with running_agent(mesh.agent_keeper()) as agent:
-        link = ControlLink(connector(mesh.proxy_keeper(), agent.port))
+        link = control_link(mesh.proxy_keeper(), agent.port)
         assert (link.ready, link.reason) == (False, "not attested yet")
         link.start()
         await until(lambda: link.ready)
@@ -42,7 +41,7 @@ async def test_ready_once_the_agent_has_attested(mesh: Mesh) -> None:
 async def test_re_attests_before_the_interval_ends_without_a_gap(mesh: Mesh) -> None:
     short = Attestation(attester="vtpm", interval_s=2.0, handshake_timeout_s=5.0)
     async with running_agent(mesh.agent_keeper(), settings=short) as agent:
-        link = ControlLink(connector(mesh.proxy_keeper(), agent.port, settings=short))
+        link = control_link(mesh.proxy_keeper(), agent.port, settings=short)
         link.start()
         await until(lambda: link.ready)
         ends = time.monotonic() + 2.5
@@ -56,7 +55,7 @@ async def test_re_attests_before_the_interval_ends_without_a_gap(mesh: Mesh) -> 
 async def test_an_agent_that_is_lost_and_comes_back(mesh: Mesh) -> None:
     keeper = mesh.proxy_keeper()
     async with running_agent(mesh.agent_keeper()) as agent:
-        link = ControlLink(connector(keeper, agent.port))
+        link = control_link(keeper, agent.port)
         link.start()
         await until(lambda: link.ready)
         assert link._end is not None and link._end.transport is not None
@@ -70,10 +69,10 @@ async def test_an_agent_that_is_lost_and_comes_back(mesh: Mesh) -> None:
 async def test_the_reason_of_a_refusal_is_the_links(mesh: Mesh) -> None:
     other = "spiffe://cube/agent/a2"
     async with running_agent(mesh.agent_keeper()) as agent:
-        link = ControlLink(connector(mesh.proxy_keeper(), agent.port, node_id=other))
+        link = control_link(mesh.proxy_keeper(), agent.port, node_id=other)
         link.start()
         await until(lambda: link.reason == "atls_not_allowed")
         assert not link.ready
         with pytest.raises(DependencyError):
-            await link.attest_once()
+            await link.attest()
         await link.close()
