@@ -1,8 +1,8 @@
 """The node's log: one JSON object a line, or text on a terminal, collected and written in pieces.
 
-Lines are written 0.2 s after the first one waits, at 32 KiB, and at once from a warning on. A crash may lose what
-waits, and a reader that stalls loses lines (counted) instead of stalling the node: unlike the audit trail, a log may
-be lost.
+Lines are written 0.2 s after the first one waits, at 32 KiB, at the end of the loop's turn when a warning is among
+them, and at once at an error. A crash may lose what waits, and a reader that stalls loses lines (counted) instead of
+stalling the node: unlike the audit trail, a log may be lost.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import select
 import stat
+from threading import get_ident
 
 import msgspec
 
@@ -44,11 +45,14 @@ class LineWriter:
         self._size = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._soon = False  # written when this turn of the loop ends
+        self._thread = 0  # the loop's
         self.lost = 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on lines may wait for a timer of this loop; before, each is written at once."""
         self._loop = loop
+        self._thread = get_ident()
 
     def write(self, line: bytes) -> None:
         """Take one line, with its newline."""
@@ -58,13 +62,29 @@ class LineWriter:
             return
         self._lines.append(line)
         self._size = size
-        if size >= _FLUSH_BYTES or self._loop is None:
+        if self._loop is None or (
+            size >= _FLUSH_BYTES and not self._rest
+        ):  # a reader that stalls is asked by the timer
             self.flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(FLUSH_S, self.flush)
 
+    def write_event(self, line: bytes, level: int) -> None:
+        """Take a line of the node itself, from any thread; ``level`` says how soon it is written."""
+        loop = self._loop
+        if loop is not None and get_ident() != self._thread:
+            loop.call_soon_threadsafe(self.write_event, line, level)
+            return
+        self.write(line)
+        if level >= logging.ERROR:
+            self.flush()
+        elif level >= logging.WARNING and loop is not None and not self._soon:
+            self._soon = True
+            loop.call_soon(self.flush)
+
     def flush(self) -> None:
         """Write what waits, as far as the other end takes it."""
+        self._soon = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -147,7 +167,7 @@ def _lines(text: str, limit: int) -> str:
 
 
 class NodeHandler(logging.Handler):
-    """Hands stdlib records to the line writer; warnings and above are written at once."""
+    """Hands stdlib records to the line writer."""
 
     def __init__(self, writer: LineWriter, formatter: NodeFormatter) -> None:
         super().__init__()
@@ -156,9 +176,7 @@ class NodeHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.write(self._format(record))
-            if record.levelno >= logging.WARNING:
-                self._writer.flush()
+            self._writer.write_event(self._format(record), record.levelno)
         except Exception:
             self.handleError(record)
 

@@ -16,7 +16,7 @@ import pytest
 from cube_mesh.errors import DependencyError, PeerError
 from cube_mesh.middleware.logging import Logging
 from cube_mesh.ports import Principal
-from cube_mesh.telemetry.log import FLUSH_S, LineWriter, NodeFormatter, setup
+from cube_mesh.telemetry.log import FLUSH_S, LineWriter, NodeFormatter, NodeHandler, setup
 from tests.middleware.fakes import A, end, exchange
 
 SECRET = "a tenant's " + "prompt"
@@ -129,6 +129,58 @@ async def test_lines_wait_for_the_timer_and_errors_do_not(tmp_path: Path) -> Non
     writer.close()
     assert path.read_bytes().endswith(b"last\n")
     os.close(fd)
+
+
+class Writes(LineWriter):
+    """Remembers what each write was given."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self.pieces: list[bytes] = []
+
+    def _piece(self, data: bytes, start: int) -> bytes:
+        self.pieces.append(super()._piece(data, start))
+        return self.pieces[-1]
+
+
+async def test_the_lines_of_a_turn_share_one_write_and_an_error_does_not_wait(
+    tmp_path: Path, logger: logging.Logger
+) -> None:
+    fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    writer = Writes(fd)
+    writer.start(asyncio.get_running_loop())
+    logger.handlers[:] = [NodeHandler(writer, NodeFormatter("n1", json=True))]
+    for _ in range(10):
+        writer.write(b"request\n")
+        logger.warning("odd")
+    assert writer.pieces == []
+    await asyncio.sleep(0)
+    assert [piece.count(b"\n") for piece in writer.pieces] == [20]
+    logger.warning("odd")
+    logger.error("wrong")
+    assert [piece.count(b"\n") for piece in writer.pieces] == [20, 2]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(logger.error, "from another thread")
+    await asyncio.sleep(0.01)
+    assert [piece.count(b"\n") for piece in writer.pieces] == [20, 2, 1]
+    logger.warning("last")
+    writer.close()
+    os.close(fd)
+    assert (tmp_path / "log").read_bytes() == b"".join(writer.pieces)
+    assert writer.pieces[-1].count(b"\n") == 1
+
+
+async def test_a_stalled_reader_is_not_tried_for_every_line() -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    writer = Writes(writing)
+    writer.start(asyncio.get_running_loop())
+    for _ in range(500):
+        writer.write(b"x" * 999 + b"\n")
+    assert len(writer.pieces) == 1 and writer.lost == 0
+    os.close(reading)
+    writer.close()
+    os.close(writing)
 
 
 async def test_a_reader_that_stalls_loses_lines_and_not_the_node() -> None:
