@@ -132,6 +132,7 @@ def _chain() -> Iterator[Case]:
     fakes.end(done)
     yield Case("the whole chain, without I/O", run)
     yield Case("encode an audit event", lambda: writer.line(done))
+    yield Case("count an exchange in the metrics", partial(mesh.numbers.observe, done))
 
 
 # -- evidence --
