@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cube_mesh import attest_cli_collateral
+from cube_mesh.errors import ConfigError
+
 if TYPE_CHECKING:
     from attest.offline import Case, Verdict
 
@@ -33,6 +36,7 @@ _OPTIONS: dict[str, frozenset[str]] = {
 policy_app = typer.Typer(help="Policies for evidence.", no_args_is_help=True)
 app = typer.Typer(help="Verify, explain and show attestation evidence in files; no server.", no_args_is_help=True)
 app.add_typer(policy_app, name="policy")
+app.add_typer(attest_cli_collateral.app, name="collateral")
 
 Scheme = Annotated[
     Literal["sev-snp", "tdx", "vtpm", "azure", "maa", "gcp", "bundle"], typer.Option(help="Kind of evidence.")
@@ -64,6 +68,9 @@ TdQuote = Annotated[Path | None, typer.Option("--td-quote", help="azure on TDX: 
 Jwks = Annotated[Path | None, typer.Option("--jwks", help="Key set of the token's issuer.")]
 Issuer = Annotated[str | None, typer.Option("--issuer", help="Exact issuer of the token.")]
 Audience = Annotated[str | None, typer.Option("--audience", help="Exact audience of the token.")]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Take what is missing from this collateral cache.", file_okay=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="The verdict as JSON.")]
 
 
@@ -87,6 +94,7 @@ def _run(
     jwks: Jwks = None,
     issuer: Issuer = None,
     audience: Audience = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     given = dict(locals())  # the parameters by name, before there is anything else
@@ -134,13 +142,13 @@ def _case(**given: Any) -> Case:
 
     scheme, files = given.pop("scheme"), [*(given.pop("endorsements") or ()), *(given.pop("more") or ())]
     policy, now = given.pop("policy"), given.pop("now")
-    evidence, verify_only = given.pop("evidence"), given.pop("verify_only")
+    evidence, verify_only, cache = given.pop("evidence"), given.pop("verify_only"), given.pop("cache")
     given = {name: value for name, value in given.items() if value is not None}
     for name in [*given, *(["endorsements"] if files else [])]:
         if name not in _OPTIONS[scheme]:
             raise typer.BadParameter(f"has no meaning with --scheme {scheme}", param_hint="--" + name.replace("_", "-"))
     try:
-        return Case(
+        case = Case(
             scheme=scheme,
             evidence=_read(evidence),
             now=_time(now),
@@ -149,8 +157,24 @@ def _case(**given: Any) -> Case:
             verify_only=verify_only,
             **{name: _value(name, value) for name, value in given.items()},
         )
+        return case if cache is None else _with_cache(case, cache)
     except PolicyFormatError as error:
         raise typer.BadParameter(str(error), param_hint="--policy") from None
+
+
+def _with_cache(case: Case, cache: Path) -> Case:
+    """The case with what it lacks and the cache has. What was handed in on the command line counts first."""
+    import msgspec
+
+    from attest.errors import AttestError
+
+    try:
+        added, jwks = attest_cli_collateral.endorsements_of(
+            cache, case.evidence, case.endorsements, td_quote=case.td_quote, now=case.now
+        )
+    except (AttestError, ConfigError) as error:
+        raise typer.BadParameter(str(error), param_hint="--cache") from None
+    return msgspec.structs.replace(case, endorsements=(*case.endorsements, *added), jwks=case.jwks or jwks)
 
 
 def _value(name: str, value: Any) -> Any:

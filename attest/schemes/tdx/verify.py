@@ -45,6 +45,7 @@ __all__ = [
     "VerifiedCollateral",
     "VerifiedQuote",
     "check_report_data",
+    "check_signature",
     "intel_roots",
     "needs",
     "verify_collateral",
@@ -135,7 +136,7 @@ def verify_collateral(collateral: TdxCollateral, now: float, roots: Sequence[Roo
         (collateral.qe_identity_issuer_chain, collateral.qe_identity, collateral.qe_identity_signature, "qe_identity"),
     ):
         signer, end = _under_root(chain, root, collateral.root_ca_crl, (_SIGNER_NAME,), now, ca=False)
-        _check_signature(signer.public_key(), signature, raw, f"{what}_signature")
+        check_signature(signer.public_key(), signature, raw, f"{what}_signature")
         ends.append(end)
     tcb_info, qe_identity = decode_tcb_info(collateral.tcb_info), decode_qe_identity(collateral.qe_identity)
     for dated, what in ((tcb_info, "tcb_info"), (qe_identity, "qe_identity")):
@@ -213,11 +214,11 @@ def verify_signatures(
         raise VerificationFailed(f"{pck.subject.rfc4514_string()} is no {_PCK_NAME}", code="pck_chain")
     end = verify_chain(pck, (pck_ca,), (root.certificate,), now)
     # 3. The platform vouches for the quoting enclave, 4. the enclave for the attestation key, 5. that for the quote.
-    _check_signature(pck.public_key(), quote.qe_report_signature, quote.raw_qe_report, "qe_report_signature")
+    check_signature(pck.public_key(), quote.qe_report_signature, quote.raw_qe_report, "qe_report_signature")
     vouched = hashlib.sha256(quote.attestation_key + quote.qe_auth_data).digest() + bytes(32)
     if not hmac.compare_digest(quote.qe_report.report_data, vouched):
         raise VerificationFailed("the quoting enclave does not vouch for the attestation key", code="attestation_key")
-    _check_signature(_attestation_key(quote.attestation_key), quote.signature, quote.signed, "signature")
+    check_signature(_attestation_key(quote.attestation_key), quote.signature, quote.signed, "signature")
     return pck, pck_ca, end
 
 
@@ -294,8 +295,8 @@ def _attestation_key(raw: bytes) -> ec.EllipticCurvePublicKey:
         raise VerificationFailed("the attestation key is no point of P-256", code="attestation_key") from None
 
 
-def _check_signature(key: object, signature: bytes, data: bytes, code: str) -> None:
-    """ECDSA P-256 with SHA-256, r and s big endian."""
+def check_signature(key: object, signature: bytes, data: bytes, code: str) -> None:
+    """ECDSA P-256 with SHA-256, r and s big endian (64 bytes); else VerificationFailed with ``code``."""
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise VerificationFailed("a key that is not P-256", code=code)
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
