@@ -112,17 +112,7 @@ class SlabRow:
 @final
 class SlabCell:
     def __init__(self, counts: SlabRow, seconds: SlabRow, first: SlabRow) -> None: ...
-    def observe(
-        self,
-        started: float,
-        forwarded: float,
-        first: float,
-        ended: float,
-        size_in: int,
-        size_out: int,
-        tokens_in: int | None,
-        tokens_out: int | None,
-    ) -> None: ...
+    def observe(self, exchange: Exchange) -> None: ...
 
 class Exchange:
     head: RequestHead

@@ -223,16 +223,15 @@ cdef class SlabCell:
         self._seconds = seconds
         self._first = first
 
-    def observe(self, double started, double forwarded, double first, double ended, long long size_in,
-                long long size_out, tokens_in, tokens_out):
-        """Times as an Exchange has them: seconds of one clock, 0.0 for what did not happen. Tokens may be None."""
+    def observe(self, Exchange exchange not None):
+        """Count an exchange that has ended."""
         self._counts._count(0, 1)
-        self._counts._count(1, size_in)
-        self._counts._count(2, size_out)
-        if tokens_in is not None:
-            self._counts._count(3, tokens_in)
-        if tokens_out is not None:
-            self._counts._count(4, tokens_out)
-        self._seconds._time(ended - started)
-        if first != 0 and forwarded != 0:
-            self._first._time(first - forwarded)
+        self._counts._count(1, exchange.request_size)
+        self._counts._count(2, exchange.response_size)
+        if exchange.input_tokens is not None:
+            self._counts._count(3, exchange.input_tokens)
+        if exchange.output_tokens is not None:
+            self._counts._count(4, exchange.output_tokens)
+        self._seconds._time(exchange.ended_at - exchange.started_at)
+        if exchange.first_byte_at != 0 and exchange.forwarded_at != 0:
+            self._first._time(exchange.first_byte_at - exchange.forwarded_at)

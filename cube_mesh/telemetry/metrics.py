@@ -49,16 +49,7 @@ class Metrics:
         cell = self._cells.get(key)
         if cell is None:
             cell = self._cell(key)
-        cell.observe(
-            exchange.started_at,
-            exchange.forwarded_at,
-            exchange.first_byte_at,
-            exchange.ended_at,
-            exchange.request_size,
-            exchange.response_size,
-            exchange.input_tokens,
-            exchange.output_tokens,
-        )
+        cell.observe(exchange)
 
     def _cell(self, key: tuple[str, str, str, int, str]) -> SlabCell:
         domain, endpoint, method, status, outcome = key
