@@ -1,11 +1,26 @@
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Self, final
+from typing import Any, Self, final
 
 from typing_extensions import Buffer
 
+from cube_mesh.bodies import IncomingBody, UsageTail
 from cube_mesh.errors import CubeMeshError
+from cube_mesh.forwarded import Trust
 from cube_mesh.message import Response
-from cube_mesh.ports import ChannelAttestation, Done, Endpoint, Grant, Principal, Recording, Route, Target
+from cube_mesh.ports import (
+    Chain,
+    ChannelAttestation,
+    Done,
+    Endpoint,
+    Grant,
+    Principal,
+    Recording,
+    Route,
+    Target,
+    Transport,
+)
+from cube_mesh.upstream import Handler, UpstreamConnection
 
 FRAMING_NONE: int
 FRAMING_LENGTH: int
@@ -158,7 +173,7 @@ class Exchange:
     forwarded_at: float
     first_byte_at: float
     ended_at: float
-    def __init__(self, head: RequestHead, client_ip: str) -> None: ...
+    def __new__(cls, head: RequestHead, client_ip: str) -> Self: ...
 
 def note_members(exchange: Exchange, data: bytes, pos: int, end: int) -> bool: ...
 
@@ -168,11 +183,11 @@ class EventLines:
 
 class LogLines:
     def __init__(self, stamp: Callable[[float], str], node_id: str, unsafe: bool) -> None: ...
-    def json(self, exchange: Exchange, level: str) -> bytes: ...
+    def json(self, x: Exchange, level: str) -> bytes: ...
 
 class HexIds:
     def __init__(self, length: int, random: Callable[[int], bytes]) -> None: ...
-    def __call__(self) -> str: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> str: ...  # takes none
 
 class IdGate:
     def __init__(self, random: Callable[[int], bytes], ratio: float) -> None: ...
@@ -214,3 +229,87 @@ class ChainCore:
 class HopHead:
     def __init__(self, fixed: bytes, drop: FieldSet, mesh: bool) -> None: ...
     def head(self, exchange: Exchange, length: int, data: bytes = ..., pos: int = ..., end: int = ...) -> bytes: ...
+
+class ServiceCore:
+    chain: Chain
+    local: dict[str, Callable[[bytes], Response]]
+    trust: Trust | None
+    admission: AdmissionCounts
+    draining: bool
+    max_head: int
+    max_fields: int
+    total_s: float
+    idle_s: float
+
+class PoolCore:
+    _idle: list[UpstreamConnection]
+    max_idle: int
+    max_head: int
+    max_fields: int
+    idle_s: float
+    first_byte_s: float
+    stream_gap_s: float
+    def acquire(self) -> UpstreamConnection | Awaitable[UpstreamConnection]: ...
+    def release(self, connection: UpstreamCore) -> None: ...
+
+class UpstreamCore:
+    handler: Handler | None
+    transport: Transport
+    attestation: ChannelAttestation | None
+    peer: str
+    deadline: float
+    usable_until: float
+    keep_alive: bool
+    _pool: PoolCore
+    _buffer: bytes
+    _chunks: ChunkedReader | None
+    _request_open: bool
+    _head_seen: bool
+    _to_head: bool
+    _interim: int
+    _framing: int
+    _left: int
+    def request(self, handler: Handler, data: bytes, *, to_head: bool, complete: bool) -> None: ...
+    def data_received(self, data: bytes) -> None: ...
+
+class DownstreamCore:
+    transport: Transport
+    connected: bool
+    deadline: float
+    peer_id: str
+    client_tls: str
+    client_subject: str
+    _service: ServiceCore
+    _to_client: FieldSet
+    _client_ip: str
+    _exchange: Exchange | None
+    _pending: bytes
+    _held: bytes
+    _last: bytes
+    _read_body: Callable[[bytes, int], None] | None
+    _upstream: UpstreamCore | None
+    _task: asyncio.Task[None] | None
+    _usage: UsageTail | None
+    _body: IncomingBody
+    _collected: list[bytes]
+    _total_at: float
+    _lingered: int
+    _skip: int
+    _trusted: bool
+    _admitted: bool
+    _head_started: bool
+    _head_written: bool
+    _reading_paused: bool
+    _write_paused: bool
+    _close_after: bool
+    _chunked_out: bool
+    _lingering: bool
+    _gone: bool
+    def data_received(self, data: bytes) -> None: ...
+    def on_response(self, head: ResponseHead, payload: bytes, done: bool) -> None: ...
+    def on_body(self, payload: bytes, done: bool) -> None: ...
+    def _read_head(self, data: bytes) -> None: ...
+    def _render(self, exchange: Exchange, head: ResponseHead, length: int, payload: bytes) -> bytes: ...
+    def _end(self, exchange: Exchange, outcome: str, out: bytes | None, *, cut: bool = ...) -> None: ...
+    def _forget(self) -> None: ...
+    def _release(self, out: bytes | None, *, cut: bool) -> None: ...

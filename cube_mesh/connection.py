@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -18,10 +17,10 @@ from cube_mesh._fastpath import (
     FRAMING_CHUNKED,
     FRAMING_LENGTH,
     FRAMING_NONE,
+    DownstreamCore,
     RequestHead,
     ResponseHead,
     frame_chunk,
-    scan_request,
 )
 from cube_mesh.bodies import IncomingBody, UsageTail, ends_in_error, ends_stream, read_members, read_usage
 from cube_mesh.deadlines import NEVER
@@ -39,19 +38,16 @@ _TINY = 16  # a piece that is too short to tell what it ends
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Downstream(asyncio.Protocol):
+class Downstream(DownstreamCore, asyncio.Protocol):
     """One client connection. ``address``: the client's, when the acceptor knows it and has counted the connection."""
 
-    __slots__ = (
-        "_admitted", "_body", "_chunked_out", "_client_ip", "_close_after", "_collected", "_exchange", "_gone",
-        "_head_started", "_head_written", "_held", "_last", "_lingered", "_lingering", "_pending", "_read_body",
-        "_reading_paused", "_service", "_skip", "_task", "_total_at", "_trusted", "_upstream", "_usage",
-        "_write_paused",
-        "client_subject", "client_tls", "connected", "deadline", "peer_id", "transport",
-    )  # fmt: skip
+    __slots__ = ()
+    _service: Service
+    _upstream: UpstreamConnection | None
 
     def __init__(self, service: Service, address: str = "") -> None:
         self._service = service
+        self._to_client = TO_CLIENT
         self._client_ip = address
         self._admitted = address != ""
         self._trusted = False
@@ -180,7 +176,8 @@ class Downstream(asyncio.Protocol):
 
     # -- bytes in
 
-    def data_received(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
+        """Bytes that are not the begin of a request on an idle connection."""
         if self._lingering:
             self._lingered += len(data)
             if self._lingered > self._service.limits.max_linger_bytes:
@@ -234,44 +231,21 @@ class Downstream(asyncio.Protocol):
             self._reading_paused = False
             self.transport.resume_reading()
 
-    def _read_head(self, data: bytes) -> None:
-        service = self._service
-        try:
-            head = scan_request(data, 0, service.limits.max_head_bytes, service.limits.max_fields)
-            client = self._client_ip
-            if self._trusted and head is not None:
-                client = service.trust.client(head, client)  # type: ignore[union-attr]
-        except FramingError as error:
-            self._reject(error)
-            return
-        if head is None:
-            self._pending = data
-            if not self._head_started and data:
-                self._head_started = True
-                self.deadline = perf_counter() + service.timeouts.head_s
-            return
-        self._head_started = False
-        local = service.local.get(head.path)
-        if local is not None:
-            self._answer_local(head, local, data)
-            return
-        exchange = Exchange(head, client)
-        exchange.peer_id = self.peer_id
-        exchange.client_tls_version = self.client_tls
-        exchange.client_subject = self.client_subject
-        self._exchange = exchange
-        self._total_at = self.deadline = exchange.started_at + service.timeouts.total_s
-        service.admission.running += 1
-        self._head_written = False
-        self._close_after = service.draining or not head.keep_alive
-        verdict = service.chain.enter(exchange)
-        if verdict is None:
-            self._admit(exchange, data, head.end)
-        elif type(verdict) is Response:
-            self._refuse(exchange, verdict, data, head.end)
+    def _wait_for_head(self, data: bytes) -> None:
+        self._pending = data
+        if not self._head_started and data:
+            self._head_started = True
+            self.deadline = perf_counter() + self._service.timeouts.head_s
+
+    def _stopped(
+        self, exchange: Exchange, verdict: Response | Awaitable[Response | None], data: bytes, pos: int
+    ) -> None:
+        """A gate refused, or has to wait."""
+        if isinstance(verdict, Response):
+            self._refuse(exchange, verdict, data, pos)
         else:
-            self._pending = data[head.end :]
-            self._task = asyncio.get_running_loop().create_task(self._await_gates(exchange, verdict))  # type: ignore[arg-type]
+            self._pending = data[pos:]
+            self._task = asyncio.get_running_loop().create_task(self._await_gates(exchange, verdict))
 
     async def _await_gates(self, exchange: Exchange, verdict: Awaitable[Response | None]) -> None:
         response = await verdict
@@ -374,14 +348,22 @@ class Downstream(asyncio.Protocol):
             exchange.body_at = perf_counter()
         target = exchange.target
         if target is None:
-            self._fail(InternalError("no_target", "The server made a mistake."))
+            self._no_target()
             return
         connection = target.acquire()
-        if type(connection) is UpstreamConnection:
-            self._launch(exchange, connection, data, pos, end, length, complete=complete)
+        if isinstance(connection, UpstreamConnection):
+            self._start(exchange, connection, data, pos, end, length, complete=complete)
         else:
-            waiting = self._await_upstream(exchange, connection, data[pos:end], length, complete)  # type: ignore[arg-type]
-            self._task = asyncio.get_running_loop().create_task(waiting)
+            self._wait_for_upstream(exchange, connection, data[pos:end], length, complete)
+
+    def _no_target(self) -> None:
+        self._fail(InternalError("no_target", "The server made a mistake."))
+
+    def _wait_for_upstream(
+        self, exchange: Exchange, connecting: Awaitable[UpstreamConnection], data: bytes, length: int, complete: bool
+    ) -> None:
+        waiting = self._await_upstream(exchange, connecting, data, length, complete)
+        self._task = asyncio.get_running_loop().create_task(waiting)
 
     async def _await_upstream(
         self, exchange: Exchange, connecting: Awaitable[UpstreamConnection], data: bytes, length: int, complete: bool
@@ -393,9 +375,9 @@ class Downstream(asyncio.Protocol):
             self._fail(error)
             return
         self._task = None
-        self._launch(exchange, connection, data, 0, len(data), length, complete=complete)
+        self._start(exchange, connection, data, 0, len(data), length, complete=complete)
 
-    def _launch(
+    def _start(
         self,
         exchange: Exchange,
         connection: UpstreamConnection,
@@ -437,7 +419,7 @@ class Downstream(asyncio.Protocol):
 
     # -- the response
 
-    def on_response(self, head: ResponseHead, payload: bytes, done: bool) -> None:
+    def _respond(self, head: ResponseHead, payload: bytes, done: bool) -> None:
         exchange = self._exchange
         assert exchange is not None
         exchange.first_byte_at = perf_counter()
@@ -466,22 +448,17 @@ class Downstream(asyncio.Protocol):
         if not done and head.event_stream and ends_stream(b"", payload):
             self._hold_end(payload)
             payload = b""
-        out = head.render(
-            self._response_fields(exchange, head), TO_CLIENT, length, self._close_after, payload, 0, len(payload)
-        )
+        out = self._render(exchange, head, length, payload)
         if done:
             self._end(exchange, _outcome(exchange), out)
         else:
             self._head_written = True
             self.transport.write(out)
 
-    def _response_fields(self, exchange: Exchange, head: ResponseHead) -> bytes:
-        fixed = b"x-request-id: " + exchange.request_id.encode("ascii") + b"\r\n" + exchange.answer_fields
-        if head.event_stream:
-            fixed += b"x-accel-buffering: no\r\n"
-        return fixed
+    def _read_usage(self, exchange: Exchange, payload: bytes) -> None:
+        exchange.input_tokens, exchange.output_tokens = read_usage(payload)
 
-    def on_body(self, payload: bytes, done: bool) -> None:
+    def _pass_on(self, payload: bytes, done: bool) -> None:
         exchange = self._exchange
         assert exchange is not None
         exchange.response_size += len(payload)
@@ -569,23 +546,6 @@ class Downstream(asyncio.Protocol):
                 frame = frame_chunk(frame, False)
         self._end(exchange, "failed", frame, cut=True)
 
-    def _end(self, exchange: Exchange, outcome: str, out: bytes | None, *, cut: bool = False) -> None:
-        """The one way out: observers run, then the last bytes go."""
-        exchange.outcome = outcome
-        exchange.ended_at = perf_counter()
-        self.deadline = NEVER
-        self._upstream = None
-        if self._usage is not None:
-            exchange.input_tokens, exchange.output_tokens = self._usage.tokens()
-            self._usage = None
-        self._service.chain.leave(exchange, partial(self._recorded, exchange, out, cut))
-
-    def _recorded(self, exchange: Exchange, out: bytes | None, cut: bool, error: CubeMeshError | None) -> None:
-        if error is None:
-            self._release(out, cut=cut)
-        else:
-            self._not_audited(exchange, error)
-
     def _not_audited(self, exchange: Exchange, error: CubeMeshError) -> None:
         """What is not on record is not answered."""
         self._close_after = True
@@ -594,25 +554,6 @@ class Downstream(asyncio.Protocol):
             self.transport.abort()
         else:
             self._release(self._own_answer(exchange, error_response(error)), cut=False)
-
-    def _forget(self) -> None:
-        self._exchange = None
-        self._held = b""
-        self._service.admission.running -= 1
-
-    def _release(self, out: bytes | None, *, cut: bool) -> None:
-        self._forget()
-        if self._gone:
-            return
-        if self._read_body is not None:  # answered before the request was whole
-            self._read_body = None
-            self._lingering = self._close_after = True
-        if out:
-            self.transport.write(out)
-        if self._close_after:
-            self._finish_connection(cut)
-        else:
-            self._await_next()
 
     def _await_next(self) -> None:
         """Ready for the next request, unless too much of the last answer still waits for its reader."""

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
+from cube_mesh._fastpath import ServiceCore
 from cube_mesh.admission import Admission
 from cube_mesh.deadlines import Sweeper
 from cube_mesh.forwarded import Trust
@@ -31,10 +32,12 @@ class Served(Protocol):
     def cut(self) -> None: ...
 
 
-class Service:
+class Service(ServiceCore):
     """``local`` answers the node's own paths (health) without the chain; ``on_protocol_error`` takes the code of bytes
     that were no request; ``trust``: whose word about the client's address is taken, None = nobody's.
     """
+
+    admission: Admission
 
     def __init__(
         self,
@@ -60,6 +63,8 @@ class Service:
         self.pipelining = pipelining
         self.connections: set[Served] = set()
         self.draining = False
+        self.max_head, self.max_fields = limits.max_head_bytes, limits.max_fields
+        self.total_s, self.idle_s = timeouts.total_s, timeouts.idle_s
 
     @property
     def in_flight(self) -> int:

@@ -8,22 +8,11 @@ DependencyError.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable
 from contextlib import suppress
 from time import perf_counter, time
 from typing import Any, Protocol, cast
 
-from cube_mesh._fastpath import (
-    FRAMING_CHUNKED,
-    FRAMING_LENGTH,
-    FRAMING_NONE,
-    FRAMING_UNTIL_CLOSE,
-    ChunkedReader,
-    ResponseHead,
-    frame_chunk,
-    scan_response,
-)
+from cube_mesh._fastpath import FRAMING_UNTIL_CLOSE, PoolCore, ResponseHead, UpstreamCore, frame_chunk
 from cube_mesh.deadlines import NEVER, Sweeper
 from cube_mesh.errors import DependencyError, FramingError
 from cube_mesh.ports import ChannelAttestation, Connector, Transport
@@ -45,13 +34,11 @@ class Handler(Protocol):
     def upstream_paused(self, paused: bool) -> None: ...
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(UpstreamCore, asyncio.Protocol):
     """One connection to an upstream. ``request`` starts an exchange; ``cancel`` ends it by closing the connection."""
 
-    __slots__ = (
-        "_buffer", "_chunks", "_framing", "_head_seen", "_interim", "_left", "_pool", "_request_open", "_to_head",
-        "attestation", "deadline", "handler", "keep_alive", "peer", "transport", "usable_until",
-    )  # fmt: skip
+    __slots__ = ()
+    _pool: Pool
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -79,16 +66,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.attestation = attestation
         self.usable_until = attestation.expires_at - (attestation.expires_at - time()) * _LAST_SHARE
 
-    def request(self, handler: Handler, data: bytes, *, to_head: bool, complete: bool) -> None:
-        """Send a rendered head with as much body as there is; ``complete`` when that is the whole request."""
-        self.handler = handler
-        self._head_seen = False
-        self._interim = 0
-        self._to_head = to_head
-        self._request_open = not complete
-        self.deadline = perf_counter() + self._pool.timeouts.first_byte_s if complete else NEVER
-        self.transport.write(data)
-
     def send_body(self, payload: bytes, *, chunked: bool, last: bool) -> None:
         """The next piece of a streamed request body."""
         if chunked:
@@ -112,78 +89,12 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.resume_reading()
         self.deadline = perf_counter() + self._pool.timeouts.stream_gap_s
 
-    def data_received(self, data: bytes) -> None:
-        if self.handler is None:  # nobody asked: not a connection to trust with another request
-            self.transport.abort()
-            return
-        try:
-            if self._head_seen:
-                self._body(data, 0, None)
-            else:
-                self._head(data)
-        except FramingError as error:
-            self._fail("upstream_protocol_error", _BAD_GATEWAY, error.code)
+    def _violated(self, error: FramingError) -> None:
+        self._fail("upstream_protocol_error", _BAD_GATEWAY, error.code)
 
-    def _head(self, data: bytes) -> None:
-        if self._buffer:
-            data = self._buffer + data
-            self._buffer = b""
-        pos = 0
-        limits = self._pool.limits
-        while True:
-            head = scan_response(data, pos, limits.max_head_bytes, limits.max_fields, self._to_head)
-            if head is None:
-                self._buffer = data[pos:]
-                return
-            if head.status >= 200:
-                break
-            self._interim += 1
-            if self._interim > MAX_INTERIM:
-                raise FramingError("too_many_interim_responses", "Too many 1xx responses.", 502)
-            pos = head.end
-        self._head_seen = True
-        self.keep_alive = head.keep_alive
-        self._framing = head.framing
-        self._left = head.content_length
-        if head.framing == FRAMING_CHUNKED:
-            self._chunks = ChunkedReader()
-        self._body(data, head.end, head)
-
-    def _body(self, data: bytes, pos: int, head: ResponseHead | None) -> None:
-        size = len(data)
-        done = False
-        end = size
-        if self._framing == FRAMING_LENGTH:
-            end = min(size, pos + self._left)
-            self._left -= end - pos
-            done = self._left == 0
-            payload = data if pos == 0 and end == size else data[pos:end]
-        elif self._framing == FRAMING_CHUNKED:
-            payload = self._chunks.feed(data, pos)
-            end = self._chunks.pos
-            done = self._chunks.done
-        elif self._framing == FRAMING_NONE:
-            payload, end, done = b"", pos, True
-        else:
-            payload = data[pos:] if pos else data
-        handler = cast(Handler, self.handler)
-        if done:
-            self._finished(surplus=end != size)
-        else:
-            self.deadline = perf_counter() + self._pool.timeouts.stream_gap_s
-        if head is not None:
-            handler.on_response(head, payload, done)
-        elif payload or done:
-            handler.on_body(payload, done)
-
-    def _finished(self, *, surplus: bool) -> None:
-        """The response is whole. Bytes beyond it, or a request still being sent, make the connection unfit for more."""
-        self.handler = None
-        if self.keep_alive and not surplus and not self._request_open:
-            self._pool.release(self)
-        else:
-            self.deadline = NEVER
-            self.transport.abort()  # not close: what it has not taken of the request would be waited for
+    def _check_interim(self) -> None:
+        if self._interim > MAX_INTERIM:
+            raise FramingError("too_many_interim_responses", "Too many 1xx responses.", 502)
 
     def pause_writing(self) -> None:
         if self.handler is not None:
@@ -227,7 +138,7 @@ class UpstreamConnection(asyncio.Protocol):
             handler.upstream_failed(DependencyError(code, message, detail=detail, status=status))
 
 
-class Pool:
+class Pool(PoolCore):
     """Connections of one target. Idle ones are used last in, first out, so that a quiet pool shrinks."""
 
     def __init__(
@@ -238,25 +149,15 @@ class Pool:
         self._sweeper = sweeper
         self.timeouts = timeouts
         self.limits = limits
-        self._idle: deque[UpstreamConnection] = deque()
+        self._idle: list[UpstreamConnection] = []
+        self.max_idle, self.idle_s = settings.max_idle_per_host, settings.idle_timeout_s
+        self.max_head, self.max_fields = limits.max_head_bytes, limits.max_fields
+        self.first_byte_s, self.stream_gap_s = timeouts.first_byte_s, timeouts.stream_gap_s
         self._open: set[UpstreamConnection] = set()
         self._connecting = 0
 
     def __len__(self) -> int:
         return len(self._open)
-
-    def acquire(self) -> UpstreamConnection | Awaitable[UpstreamConnection]:
-        """A connection ready for one request: a warm one at once, else an awaitable of a new one."""
-        idle = self._idle
-        while idle:
-            connection = idle.pop()
-            if connection.transport.is_closing():
-                continue
-            if connection.usable_until != NEVER and connection.usable_until <= time():
-                connection.transport.close()
-                continue
-            return connection
-        return self._connect()
 
     async def _connect(self) -> UpstreamConnection:
         if len(self._open) + self._connecting >= self._settings.max_connections_per_host:
@@ -277,14 +178,6 @@ class Pool:
     def opened(self, connection: UpstreamConnection) -> None:
         self._open.add(connection)
         self._sweeper.add(connection)
-
-    def release(self, connection: UpstreamConnection) -> None:
-        if len(self._idle) >= self._settings.max_idle_per_host or connection.transport.is_closing():
-            connection.deadline = NEVER
-            connection.transport.close()
-            return
-        connection.deadline = perf_counter() + self._settings.idle_timeout_s
-        self._idle.append(connection)
 
     def closed(self, connection: UpstreamConnection) -> None:
         self._open.discard(connection)
