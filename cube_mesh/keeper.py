@@ -26,6 +26,7 @@ from attest.policy import load_policy, parse_policy
 from attest.schemes.sev_snp.collect import SnpCollector
 from attest.schemes.vtpm.collect import TpmCollector
 from attest.verifier import Verifier
+from cube_mesh.collateral.feed import Appraiser, Feed, FedVerifier, feed_from_settings
 from cube_mesh.errors import ConfigError
 from cube_mesh.settings import Attestation, Mesh, Settings
 from cube_mesh.tls.ca import load_certificates, load_key
@@ -58,14 +59,15 @@ class Keeper:
     """See ``tls.port.KeeperPort``. ``verifiers`` are by policy name; a name that is not there refuses.
 
     ``leaf`` is a proxy's, from disk; without one the keeper makes its own, self-signed with a passport in it, at
-    ``start`` and again at half of ``leaf_lifetime_s``. ``clock`` is Unix time.
+    ``start`` and again at half of ``leaf_lifetime_s``. ``feed``: collateral for ``verifiers``, started and closed here.
+    ``clock`` is Unix time.
     """
 
     def __init__(
         self,
         node_id: SpiffeId,
         collector: Collector,
-        verifiers: Mapping[str, Verifier],
+        verifiers: Mapping[str, Appraiser],
         roots: tuple[bytes, ...],
         *,
         leaf: Leaf | None = None,
@@ -73,6 +75,7 @@ class Keeper:
         claims_lifetime_s: float = 600.0,
         max_concurrent_quotes: int = 1,
         boot_id: bytes | None = None,
+        feed: Feed | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.node_id = node_id
@@ -80,8 +83,9 @@ class Keeper:
         self.roots = roots
         self.sessions = Sessions(clock)
         self.quotes = 0  # asked of the TEE or TPM so far
+        self.feed = feed
         self._collector = collector
-        self._verifiers = {**verifiers, CLAIMS_ONLY: Verifier(parse_policy(_CLAIMS_ONLY_POLICY))}
+        self._verifiers: dict[str, Appraiser] = {**verifiers, CLAIMS_ONLY: Verifier(parse_policy(_CLAIMS_ONLY_POLICY))}
         self._leaf = leaf
         self._makes_leaf = leaf is None
         self._leaf_lifetime_s = leaf_lifetime_s
@@ -96,6 +100,8 @@ class Keeper:
 
     async def start(self) -> None:
         """Make the first leaf, if it is ours to make, and go on rotating; AttestError when there is no evidence."""
+        if self.feed is not None:
+            await self.feed.start()
         if self._makes_leaf:
             await self.renew_leaf()
             self._rotation = asyncio.get_running_loop().create_task(self._rotate())
@@ -105,6 +111,8 @@ class Keeper:
         if self._rotation is not None:
             self._rotation.cancel()
             await asyncio.gather(self._rotation, return_exceptions=True)
+        if self.feed is not None:
+            await self.feed.close()
         await self.sessions.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         if isinstance(self._collector, TpmCollector):
@@ -245,15 +253,17 @@ def keeper_from_settings(settings: Settings, role: Literal["proxy", "agent"]) ->
     roots = load_certificates(mesh.ca_file)
     if attestation.leaf_lifetime_s > MAX_AGENT_LEAF_S:
         raise ConfigError(f"at most {MAX_AGENT_LEAF_S:.0f}", key="attestation.leaf_lifetime_s")
+    feed = feed_from_settings(settings.collateral) if role == "proxy" else None
     return Keeper(
         node_id,
         _collector(settings, role),
-        _verifiers(settings),
+        _verifiers(settings, feed),
         roots,
         leaf=_proxy_leaf(mesh, node_id, roots) if role == "proxy" else None,
         leaf_lifetime_s=attestation.leaf_lifetime_s,
         claims_lifetime_s=attestation.interval_s,
         max_concurrent_quotes=attestation.max_concurrent_quotes,
+        feed=feed,
     )
 
 
@@ -323,9 +333,9 @@ def _simulated_collector(settings: Settings) -> Collector:
         raise ConfigError(f"no seed: {error}", key="attestation.simulated_seed_file", where=path) from error
 
 
-def _verifiers(settings: Settings) -> dict[str, Verifier]:
+def _verifiers(settings: Settings, feed: Feed | None) -> dict[str, Appraiser]:
     """One per policy file that an attested upstream names; ``Upstream.policy`` is the name."""
-    verifiers: dict[str, Verifier] = {}
+    verifiers: dict[str, Appraiser] = {}
     for upstream in settings.upstreams:
         if not upstream.url.startswith("atls://"):
             continue
@@ -333,5 +343,10 @@ def _verifiers(settings: Settings) -> dict[str, Verifier]:
             policy = load_policy(upstream.policy)
         except AttestError as error:
             raise ConfigError(str(error), key=f"upstreams.{upstream.name}.policy", where=upstream.policy) from error
-        verifiers[upstream.policy] = Verifier(policy, allow_simulated=settings.unsafe_allow_simulated)
+        simulated = settings.unsafe_allow_simulated
+        verifiers[upstream.policy] = (
+            FedVerifier(policy, feed, allow_simulated=simulated)
+            if feed is not None
+            else Verifier(policy, allow_simulated=simulated)
+        )
     return verifiers

@@ -218,6 +218,20 @@ class Attestation(Section, frozen=True, kw_only=True):
     max_concurrent_quotes: int = 1  # a TPM makes one at a time
 
 
+class Collateral(Section, frozen=True, kw_only=True):
+    """What judges of evidence need beside it: kept in a cache and refreshed. Only what is named here is fetched."""
+
+    cache_dir: str = ""  # made with mode 0700; empty: no collateral, so TDX quotes and tokens by key set are refused
+    offline: bool = False  # never fetch; the cache is filled by `cube-mesh attest collateral fetch`
+    tdx_platforms: tuple[str, ...] = ()  # FMSPC (12 hex digits) of each kind of platform, or FMSPC/processor
+    snp_products: tuple[str, ...] = ()  # Milan, Genoa, Turin: whose revocation list is kept
+    token_issuers: tuple[str, ...] = ()  # whose keys are kept, by OpenID Connect discovery; https
+    amd_url: str = "https://kdsintf.amd.com"  # or a mirror
+    intel_url: str = "https://api.trustedservices.intel.com"  # or a mirror
+    intel_root_crl_url: str = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"  # or a mirror
+    deadline_s: float = 30.0  # all attempts to fetch one item together
+
+
 class Cors(Section, frozen=True, kw_only=True):
     """Web pages that may call the API from a browser. A proxy's."""
 
@@ -244,4 +258,5 @@ class Settings(Section, frozen=True, kw_only=True):
     metrics: Metrics = Metrics()
     mesh: Mesh = Mesh()
     attestation: Attestation = Attestation()
+    collateral: Collateral = Collateral()
     stages: tuple[str, ...] = ()  # own stages to put into the chain: names of entry points, group cube_mesh.stages
