@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, TypeAlias
@@ -49,7 +50,24 @@ def summary(
     rounds = min(len(values) for values in figures[PLAIN].values())
     found = [*dict.fromkeys(faults), *invalid(figures, noise, rounds, must_be_fast=must_be_fast)]
     head = {**report.machine(), "valid": not found, "faults": found, "rounds": rounds, "noise": noise}
-    return {**head, **(about or {}), "rows": rows}
+    return {**head, "scaling": scaling(rows), **(about or {}), "rows": rows}
+
+
+def scaling(rows: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """For each row of several workers, against the same with one: requests/s, CPU per request, and whether the gateway
+    was the limit in both. Where it was not, only the CPU says how it scales."""
+    found = {}
+    for name, row in rows.items():
+        one = rows.get(re.sub(r", \d+ workers$", "", name))
+        if one is None or one is row or "rps" not in row:
+            continue
+        times = {kind: _ratio_of(row, one, kind) for kind in ("rps", "cpu_us")}
+        found[name] = {**times, "gateway_was_the_limit": min(row["busy"]["median"], one["busy"]["median"]) >= MIN_BUSY}
+    return found
+
+
+def _ratio_of(row: Mapping[str, Any], one: Mapping[str, Any], kind: str) -> float:
+    return float(row[kind]["median"] / one[kind]["median"])
 
 
 def with_added(figures: Figures) -> Figures:
@@ -103,6 +121,11 @@ def table(result: Result) -> str:
     lines.append(f"Noise floor, nginx against itself: {noise or 'not measured'}.")
     if any("busy" in row and row["busy"]["median"] < MIN_BUSY for row in result["rows"].values()):
         lines.append(">: the gateway was not the limit: its requests/s are a lower bound, its CPU per request holds.")
+    for name, times in result["scaling"].items():
+        limit = "" if times["gateway_was_the_limit"] else ", which generator or upstream limited"
+        lines.append(
+            f"{name}: {times['rps']:.2f} times the requests/s of one{limit}; CPU per request {times['cpu_us']:.2f}."
+        )
     for group, rate in sorted(result.get("latency_rps", {}).items()):
         lines.append(f"Latency, {group} upstream: at {rate:,} requests/s.")
     lines += [f"Not run: {name}: {why}." for name, why in result.get("absent", {}).items()]
