@@ -7,10 +7,11 @@ from functools import partial
 
 from cube_mesh.connection import Downstream
 from cube_mesh.errors import ConfigError
-from cube_mesh.keeper import keeper_from_settings
+from cube_mesh.keeper import Keeper, keeper_from_settings
 from cube_mesh.listener import bind, is_loopback
 from cube_mesh.middleware import agent_chain
 from cube_mesh.parts import Parts, route_table
+from cube_mesh.remote_keeper import RemoteKeeper, remote_keeper_from_settings
 from cube_mesh.service import Service
 from cube_mesh.targets import build_targets
 from cube_mesh.tls.connector import AttestedServer
@@ -25,7 +26,11 @@ class AgentRole:
             raise ConfigError("simulated evidence is served on loopback only", key="listen.host")
         self._parts = parts
         self._server: asyncio.Server | None = None
-        self._keeper = keeper_from_settings(settings, "agent")
+        self._keeper: Keeper | RemoteKeeper = (
+            remote_keeper_from_settings(settings, "agent", parts.place.keeper)
+            if parts.place.keeper is not None
+            else keeper_from_settings(settings, "agent")
+        )
         self._targets = build_targets(settings.upstreams, settings.timeouts, settings.limits, parts.sweeper, None)
         self._export = parts.export()
         routes = route_table(settings.routes, settings.upstreams)

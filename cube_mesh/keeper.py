@@ -26,7 +26,7 @@ from attest.policy import load_policy, parse_policy
 from attest.schemes.sev_snp.collect import SnpCollector
 from attest.schemes.vtpm.collect import TpmCollector
 from attest.verifier import Verifier
-from cube_mesh.collateral.feed import Appraiser, Feed, FedVerifier, feed_from_settings
+from cube_mesh.collateral.feed import Appraiser, FedVerifier, Feed, feed_from_settings
 from cube_mesh.errors import ConfigError
 from cube_mesh.settings import Attestation, Mesh, Settings
 from cube_mesh.tls.ca import load_certificates, load_key
@@ -247,10 +247,8 @@ def keeper_from_settings(settings: Settings, role: Literal["proxy", "agent"]) ->
     ``start`` is still to be awaited. A device is not touched before that.
     """
     mesh, attestation = settings.mesh, settings.attestation
-    node_id = _node_id(mesh, role)
-    if not mesh.ca_file:
-        raise ConfigError("the mesh CA's certificate is needed", key="mesh.ca_file")
-    roots = load_certificates(mesh.ca_file)
+    node_id = own_id(mesh, role)
+    roots = mesh_roots(mesh)
     if attestation.leaf_lifetime_s > MAX_AGENT_LEAF_S:
         raise ConfigError(f"at most {MAX_AGENT_LEAF_S:.0f}", key="attestation.leaf_lifetime_s")
     feed = feed_from_settings(settings.collateral) if role == "proxy" else None
@@ -267,7 +265,15 @@ def keeper_from_settings(settings: Settings, role: Literal["proxy", "agent"]) ->
     )
 
 
-def _node_id(mesh: Mesh, role: Literal["proxy", "agent"]) -> SpiffeId:
+def mesh_roots(mesh: Mesh) -> tuple[bytes, ...]:
+    """DER of the mesh CAs; ConfigError when there are none."""
+    if not mesh.ca_file:
+        raise ConfigError("the mesh CA's certificate is needed", key="mesh.ca_file")
+    return load_certificates(mesh.ca_file)
+
+
+def own_id(mesh: Mesh, role: Literal["proxy", "agent"]) -> SpiffeId:
+    """This node's SPIFFE id; ConfigError when ``mesh.node_id`` makes none."""
     try:
         return parse_spiffe_id(f"spiffe://{mesh.trust_domain}/{role}/{mesh.node_id}")
     except ValueError as error:
@@ -336,9 +342,13 @@ def _simulated_collector(settings: Settings) -> Collector:
 def _verifiers(settings: Settings, feed: Feed | None) -> dict[str, Appraiser]:
     """One per policy file that an attested upstream names; ``Upstream.policy`` is the name."""
     verifiers: dict[str, Appraiser] = {}
+    policies: dict[str, str] = {}
     for upstream in settings.upstreams:
         if not upstream.url.startswith("atls://"):
             continue
+        if policies.setdefault(upstream.node_id, upstream.policy) != upstream.policy:
+            problem = f"{upstream.node_id} has another policy above: a node has one session with an agent, and one policy"
+            raise ConfigError(problem, key=f"upstreams.{upstream.name}.policy")
         try:
             policy = load_policy(upstream.policy)
         except AttestError as error:

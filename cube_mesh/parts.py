@@ -27,6 +27,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     ``listener``: the socket that all workers accept on, listening already. ``instance``: /health's, one for the node.
     ``slab``: the region that this process counts in. ``spans_fd``: the socket that takes its spans; -1: none.
+    ``keeper``: the workers' end of the rendezvous with the keeper's process; None: the keeper is in this one.
     """
 
     worker: int | None = None
@@ -34,6 +35,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     instance: str = ""
     slab: Slab | None = None
     spans_fd: int = -1
+    keeper: socket.socket | None = None
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):

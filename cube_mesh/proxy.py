@@ -15,6 +15,7 @@ from cube_mesh.listener import Acceptor, bind_edge
 from cube_mesh.middleware import proxy_chain
 from cube_mesh.parts import Parts, route_table
 from cube_mesh.ports import Connector
+from cube_mesh.remote_keeper import RemoteKeeper, remote_keeper_from_settings
 from cube_mesh.service import Service
 from cube_mesh.settings import Upstream
 from cube_mesh.targets import build_targets, split_url
@@ -29,11 +30,16 @@ class ProxyRole:
     def __init__(self, parts: Parts) -> None:
         settings = parts.settings
         self._parts = parts
-        self._links: dict[str, ControlLink] = {}
+        self._links: dict[str, ControlLink] = {}  # by agent
+        self._agents: dict[str, str] = {}  # by upstream
         self._server: asyncio.Server | Acceptor | None = None
-        self._keeper: Keeper | None = None
+        self._keeper: Keeper | RemoteKeeper | None = None
         if any(split_url(upstream)[0] == "atls" for upstream in settings.upstreams):
-            self._keeper = keeper_from_settings(settings, "proxy")
+            self._keeper = (
+                remote_keeper_from_settings(settings, "proxy", parts.place.keeper)
+                if parts.place.keeper is not None
+                else keeper_from_settings(settings, "proxy")
+            )
         self._authenticator = build_authenticator(settings.identity)
         authorizer = DomainAuthorizer(settings.identity.domains, load_roles(settings.authz.roles_file))
         self._targets = build_targets(
@@ -87,8 +93,11 @@ class ProxyRole:
         assert self._keeper is not None
         attestation = self._parts.settings.attestation
         connector = AttestedConnector(upstream, self._keeper, attestation, on_gate=self._parts.on_gate)
-        link = self._links[upstream.name] = ControlLink(connector, self._keeper.sessions)
-        self._keeper.sessions.add_link(link)
+        target = str(connector.target)
+        if target not in self._links and isinstance(self._keeper, Keeper):
+            link = self._links[target] = ControlLink(connector, self._keeper.sessions)
+            self._keeper.sessions.add_link(link)
+        self._agents[upstream.name] = target
         return connector
 
     async def start(self) -> None:
@@ -98,8 +107,9 @@ class ProxyRole:
         if self._keeper is not None:
             await self._keeper.start()
         self._authenticator.start()
-        for name, link in self._links.items():
-            parts.health.checks[f"upstream {name}"] = lambda link=link: link.not_ready  # type: ignore[misc]
+        for name, agent in self._agents.items():
+            parts.health.checks[f"upstream {name}"] = partial(self._not_ready, agent)
+        for link in self._links.values():
             link.start()
         make = partial(Downstream, self.service)
         if self._certificate is None and not listen.proxy_protocol:
@@ -109,6 +119,9 @@ class ProxyRole:
         errors = parts.numbers.protocol_error
         self._server = Acceptor(socket, make, parts.admission, self._trust, listen, context, errors)
         self._server.start()
+
+    def _not_ready(self, agent: str) -> str:
+        return self._keeper.sessions.not_ready(agent) if self._keeper is not None else ""
 
     def reload(self) -> None:
         """Read the edge certificate again, and open the trail again, which may have been moved away."""

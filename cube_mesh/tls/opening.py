@@ -238,6 +238,8 @@ class Opening(asyncio.Protocol):
             result = await self._keeper.appraise(command.raw, command.expected, command.policy)
         except AttestError as error:
             self._run(gate.failed(error.code, str(error)))
+        except Refusal as refusal:
+            self._run(gate.failed(refusal.reason, refusal.detail))
         except Exception as error:
             _log.exception("the keeper failed to appraise")
             self._run(gate.failed("internal", repr(error)))

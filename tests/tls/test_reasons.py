@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import cube_mesh.keeper
+import cube_mesh.remote_keeper
 from cube_mesh.tls import reasons
 
 SOURCES = [*Path(reasons.__file__).parent.glob("*.py"), Path(cube_mesh.keeper.__file__)]
+SOURCES.append(Path(cube_mesh.remote_keeper.__file__))
 _GIVEN = re.compile(r'(?:Refusal|FrameError|AuthenticatorError|failed|_fail|_refuse)\(\s*"([a-z0-9_]+)"')
 
 
