@@ -105,6 +105,8 @@ class ProxyRole:
         socket = parts.place.listener or bind_edge(listen)
         parts.health.checks["identity"] = self._authenticator.not_ready
         if self._keeper is not None:
+            if isinstance(self._keeper, Keeper) and self._keeper.feed is not None:
+                self._keeper.feed.register(parts.collector)
             await self._keeper.start()
         self._authenticator.start()
         for name, agent in self._agents.items():

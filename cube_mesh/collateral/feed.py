@@ -27,6 +27,7 @@ from cube_mesh.collateral.sources import Sources
 from cube_mesh.collateral.store import Store
 from cube_mesh.errors import ConfigError
 from cube_mesh.settings import Collateral
+from cube_mesh.telemetry.metrics import NodeCollector
 
 __all__ = ["Appraiser", "Feed", "FedVerifier", "feed_from_settings"]
 
@@ -62,6 +63,12 @@ class Feed:
         self._keys: dict[str, tuple[float, tuple[Jwk, ...]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._failing: dict[Item, str] = {}
+
+    def register(self, collector: NodeCollector) -> None:
+        """Show this feed in the node's metrics; once, in the process that runs it."""
+        collector.counter("cube_collateral_fetches", "Fetches of collateral, by their end.", "result", self.fetches)
+        collector.gauge("cube_collateral_missing_items", "Items wanted and not usable.", lambda: len(self.missing()))
+        collector.gauge("cube_collateral_oldest_seconds", "Age of the oldest item in use.", self.oldest_age_s)
 
     async def start(self) -> None:
         """Take what the cache has, and go on refreshing; does not wait for any vendor."""
