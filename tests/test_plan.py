@@ -35,7 +35,7 @@ def test_how_many_workers() -> None:
 def test_a_plan_crosses_exec_whole_and_cannot_be_changed() -> None:
     made = plan.Plan(
         role="proxy", settings=Settings(audit=Audit(path="/a"), upstreams=settings(3).upstreams), workers=2,
-        instance="i", tenants_fd=3, local_fd=-1, slab_fd=4,
+        instance="i", tenants_fd=3, local_fd=-1, slab_fd=4, spans_fd=-1, export_fd=-1,
     )  # fmt: skip
     fd = process.sealed(msgspec.json.encode(made))
     try:
