@@ -9,6 +9,7 @@ import msgspec
 
 from attest.binding import Claims, Role
 from attest.errors import AppraisalFailed, Mismatch
+from attest.plugins import SchemeResult
 from attest.policy import EvidencePolicy
 from attest.schemes.azure import appraise as azure
 from attest.schemes.azure import maa_appraise as maa
@@ -38,6 +39,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     hcl: VerifiedHcl | None = None  # on Azure, beside the hardware's own report or quote
     maa: VerifiedMaaToken | None = None
     space: VerifiedSpaceToken | None = None
+    other: tuple[str, SchemeResult] | None = None  # of a third party's scheme, by its name
 
     @property
     def hardware(self) -> VerifiedReport | VerifiedTdQuote | None:
@@ -47,7 +49,8 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def vouched(self) -> bool:
         """Whether a service that has seen such hardware says so, in a token whose rules refuse anything else."""
-        return self.maa is not None or self.space is not None
+        other = self.other is not None and self.other[1].confidential
+        return other or self.maa is not None or self.space is not None
 
 
 class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +104,10 @@ def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
     if verified.space is not None and policy.gcp is not None:
         mismatches += gcp.appraise_token(verified.space, policy.gcp, reference.gcp)
         claims |= gcp.claims_of(verified.space)
+    if verified.other is not None:
+        name, found = verified.other
+        mismatches += found.mismatches
+        claims |= {f"{name}.{claim}": value for claim, value in found.claims.items()}
     mismatches += _confidentiality(verified, policy)
     if mismatches:
         raise AppraisalFailed(mismatches)
@@ -141,6 +148,8 @@ def join(branch: str, results: Sequence[AttestationResult]) -> AttestationResult
 def _is_confidential(verified: Verified, policy: EvidencePolicy) -> bool:
     if verified.hardware is not None:
         return not verified.hardware.debug
+    if verified.other is not None and verified.other[1].confidential:
+        return True
     rules = policy.maa or policy.gcp
     return verified.vouched and rules is not None and not rules.unsafe_allow_debug
 
@@ -153,6 +162,8 @@ def _confidentiality(verified: Verified, policy: EvidencePolicy) -> tuple[Mismat
         or (verified.quote is not None and policy.unsafe_accept_vtpm_only)
     ):
         return ()
+    if verified.other is not None and verified.quote is None:
+        return ()  # the policy names the scheme; what it is worth stands in ``confidential``
     if verified.quote is not None:
         hint = "set unsafe_accept_vtpm_only = true, or ask for hardware evidence"
         return (Mismatch("not_confidential", "confidential", "true", "false", "policy", hint),)
@@ -169,5 +180,6 @@ def _platform(verified: Verified) -> str:
         names.append("simulated-tdx" if verified.td_quote.simulated else "tdx")
     if verified.quote is not None:
         names.append("vtpm")
+    names += [verified.other[0]] if verified.other is not None else []
     names += [name for name, token in (("maa", verified.maa), ("gcp", verified.space)) if token is not None]
     return "+".join(names) or "none"

@@ -19,6 +19,7 @@ from attest.errors import AppraisalFailed, EndorsementUnavailable, Mismatch
 from attest.evidence import AZURE_HCL_TYPE, HARDWARE, TDX_QUOTE_TYPE, TOKEN, TPM_QUOTE, decode_evidence
 from attest.forms import parse_ak, parse_pcrs, parse_tpm_signature, quoted_pcrs, sorted_endorsements
 from attest.jws import parse_jwks, parse_token
+from attest.plugins import Scheme
 from attest.policy import EvidencePolicy
 from attest.schemes.azure import appraise as azure_rules
 from attest.schemes.azure import maa_appraise as maa_rules
@@ -38,8 +39,9 @@ from attest.schemes.vtpm.eventlog import VerifiedLog, verify_event_log
 from attest.schemes.vtpm.verify import AkKey, VerifiedQuote, verify_ak_certificate, verify_quote, verify_quote_by_key
 from attest.verifier import Verifier
 
-__all__ = ["VERIFY", "Case", "Found", "platforms_of"]
+__all__ = ["VERIFY", "Case", "Found", "platforms_of", "third_party"]
 
+_FOREIGN = "the scheme: its code is a third party's"
 Mismatches = tuple[Mismatch, ...]
 
 
@@ -69,6 +71,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     jwks: bytes | None = None
     issuer: str | None = None
     audience: str | None = None
+    schemes: tuple[Scheme, ...] = ()  # third parties' that the caller has named
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -334,7 +337,7 @@ def _bundle(case: Case, policy: EvidencePolicy) -> Found:
     if case.nonce is not None:
         fields["nonce"] = case.nonce
     keys = parse_jwks(case.jwks) if case.jwks is not None else ()
-    verifier = Verifier(policy, token_keys=keys)
+    verifier = Verifier(policy, token_keys=keys, schemes=case.schemes)
     unchecked: tuple[str, ...] = ("binding: the claims (role, node, keys, channel) are as the attester wrote them",)
     unchecked += _unless(case.nonce, "nonce: whether the evidence is fresh (--nonce)")
     try:
@@ -347,6 +350,21 @@ def _bundle(case: Case, policy: EvidencePolicy) -> Found:
         unchecked=unchecked,
         expires=result.expires,
         confidential=result.confidential,
+    )
+
+
+def third_party(case: Case, policy: EvidencePolicy | None) -> Found:
+    """By the scheme that the caller has named and loaded. KeyError for one that is not among ``case.schemes``."""
+    scheme = {known.name: known for known in case.schemes}[case.scheme]
+    rules = policy.schemes.get(case.scheme) if policy is not None else None
+    found = scheme.verify(case.evidence, bound=case.nonce, rules=rules, endorsements=case.endorsements, now=case.now)
+    missing = _no_table(f"schemes.{case.scheme}") if policy is not None and rules is None else ()
+    return Found(
+        claims=found.claims,
+        mismatches=found.mismatches + missing,
+        unchecked=(*_unless(case.nonce, "nonce: whom or when the evidence speaks for (--nonce)"), _FOREIGN),
+        expires=found.expires,
+        confidential=found.confidential,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from attest.cases import VERIFY, Case, Found, platforms_of
+from attest.cases import VERIFY, Case, Found, platforms_of, third_party
 from attest.composition import try_branches
 from attest.errors import AppraisalFailed, AttestError, MalformedEvidence, Mismatch, UnsupportedEvidence
 from attest.policy import EvidencePolicy, first_report_policy
@@ -50,10 +50,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(case: Case) -> Verdict:
-    """Verify and appraise one case. Raises nothing of the library's; KeyError for a scheme that there is not."""
-    verify = VERIFY[case.scheme]
+    """Verify and appraise one case. Raises nothing of the library's; KeyError for a scheme that is neither
+    built in nor among ``case.schemes``."""
+    verify = VERIFY.get(case.scheme, third_party)
     policy, found = case.policy, None
     try:
+        if policy is None and case.scheme not in VERIFY:
+            return _verdict(case, None, third_party(case, None), None)
         # Without appraisal a composition says nothing: its branches may ask for other parts.
         policy = default_policy(case) if policy is None or (policy.branches and case.verify_only) else policy
         if policy.branches:
@@ -70,7 +73,7 @@ def _composed(case: Case, policy: EvidencePolicy) -> Verdict:
     """The first branch that accepts. AttestError when none does."""
 
     def accepted(view: EvidencePolicy) -> Found:
-        found = VERIFY[case.scheme](case, view)
+        found = VERIFY.get(case.scheme, third_party)(case, view)
         if found.mismatches:
             raise AppraisalFailed(found.mismatches)
         return found

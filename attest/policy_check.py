@@ -49,6 +49,8 @@ def _table_problems(policy: EvidencePolicy) -> list[str]:
         problems.append("[sev-snp] and [tdx]: evidence has room for one kind of hardware")
     if policy.azure is not None and (policy.vtpm is None or hardware is None):
         problems.append("[azure] says how hardware and vTPM hang together: it needs [vtpm] and the hardware's table")
+    if policy.schemes and (hardware or policy.azure is not None or len(policy.schemes) > 1):
+        problems.append("[schemes.*]: evidence has room for one kind of hardware")
     if policy.maa is not None and policy.gcp is not None:
         problems.append("[maa] and [gcp]: evidence has room for one token")
     for field, (rules, values) in tables.items():

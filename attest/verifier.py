@@ -34,6 +34,7 @@ from attest.evidence import (
     decode_evidence,
 )
 from attest.jws import Jwk, parse_token
+from attest.plugins import Scheme, SchemeResult, check_scheme
 from attest.policy import EvidencePolicy, parse_policy
 from attest.schemes.azure import verify as azure
 from attest.schemes.azure.maa import VerifiedMaaToken, own_issuer, verify_maa
@@ -61,14 +62,24 @@ class Verifier:
 
     ``allow_simulated`` also trusts the testkit's roots; results from them say ``simulated`` and are not confidential.
     ``token_keys``: keys of the issuers of tokens (``jws.parse_jwks``), by configuration; none refuses such tokens.
+    ``schemes``: third parties' (``plugins.load_scheme``); a policy with ``[schemes.NAME]`` of one that is not given
+    here is UnsupportedEvidence at once.
     """
 
     def __init__(
-        self, policy: EvidencePolicy, *, allow_simulated: bool = False, token_keys: Sequence[Jwk] = ()
+        self,
+        policy: EvidencePolicy,
+        *,
+        allow_simulated: bool = False,
+        token_keys: Sequence[Jwk] = (),
+        schemes: Sequence[Scheme] = (),
     ) -> None:
         self.policy = policy
+        self._schemes = {scheme.name: check_scheme(scheme.name, scheme) for scheme in schemes}
+        if missing := set(policy.schemes) - set(self._schemes):
+            raise UnsupportedEvidence(f"not enabled: {', '.join(sorted(missing))}", code="scheme_not_enabled")
         self._views = {
-            id(view): Verifier(view, allow_simulated=allow_simulated, token_keys=token_keys)
+            id(view): Verifier(view, allow_simulated=allow_simulated, token_keys=token_keys, schemes=schemes)
             for branch in policy.branches
             for view in branch.views
         }
@@ -98,19 +109,23 @@ class Verifier:
         # 3. Exactly the parts that the policy asks for.
         self._check_parts(evidence)
         # 4. Signatures and chains; each part speaks for the hash of these very claims.
-        given = _endorsements(evidence, endorsements)
+        given = _endorsements(evidence, () if self.policy.schemes else endorsements)
         hashed = data_hash(evidence.claims)
         quote, quote_expires = self._verify_quote(evidence.parts.get(TPM_QUOTE), hashed, given.certificates, now)
         hcl, report, td_quote = self._verify_hardware(evidence.parts.get(HARDWARE), quote, hashed, given, now)
         if hcl is not None and self.policy.azure is not None and self.policy.azure.require_ak_certificate:
             quote_expires = min(quote_expires, azure.verify_ak_certificate(hcl, given.certificates, now))
         maa, space = self._verify_token(evidence.parts.get(TOKEN), hashed, now)
+        other = self._verify_other(evidence.parts.get(HARDWARE), hashed, endorsements, now)
         # 5. The policy's rules.
         verified = Verified(
             claims=claims,
             evidence_digest=hashlib.sha256(raw).hexdigest(),
             expires=min(
-                float(claims.not_after), quote_expires, *(v.expires for v in (report, td_quote, maa, space) if v)
+                float(claims.not_after),
+                quote_expires,
+                *(v.expires for v in (report, td_quote, maa, space) if v),
+                *_end(other),
             ),
             quote=quote,
             report=report,
@@ -118,6 +133,7 @@ class Verifier:
             hcl=hcl,
             maa=maa,
             space=space,
+            other=other,
         )
         return appraise(verified, self.policy)
 
@@ -142,6 +158,8 @@ class Verifier:
             if policy.sev_snp
             else TDX_QUOTE_TYPE
             if policy.tdx
+            else self._schemes[next(iter(policy.schemes))].media_type
+            if policy.schemes
             else None,
             TOKEN: TOKEN_TYPE if policy.maa or policy.gcp else None,
         }
@@ -205,6 +223,15 @@ class Verifier:
         keys = self._token_keys
         return None, verify_oidc_token(part.body, keys, audiences=audiences, now=now, nonce=hashed)
 
+    def _verify_other(
+        self, part: Part | None, hashed: bytes, endorsements: Sequence[bytes], now: float
+    ) -> tuple[str, SchemeResult] | None:
+        if part is None or not self.policy.schemes:
+            return None
+        name, rules = next(iter(self.policy.schemes.items()))
+        found = self._schemes[name].verify(part.body, bound=hashed, rules=rules, endorsements=endorsements, now=now)
+        return name, found
+
     def _verify_report(self, part: Part | None, bound: bytes, given: Endorsements, now: float) -> VerifiedReport | None:
         rules = self.policy.sev_snp
         if part is None or rules is None:
@@ -249,6 +276,10 @@ class Verifier:
                 self._collateral.clear()
             self._collateral[raw] = known
         return known
+
+
+def _end(other: tuple[str, SchemeResult] | None) -> tuple[float, ...]:
+    return () if other is None or other[1].expires is None else (other[1].expires,)
 
 
 def _endorsements(evidence: Evidence, handed_in: Sequence[bytes]) -> Endorsements:

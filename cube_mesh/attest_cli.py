@@ -8,11 +8,12 @@ import datetime as dt
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cube_mesh import attest_cli_collateral
+from cube_mesh.attest_cli_policy import collect, policy_app
 from cube_mesh.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,13 +34,17 @@ _OPTIONS: dict[str, frozenset[str]] = {
     "bundle": frozenset({"endorsements", "nonce", "jwks"}),
 }
 
-policy_app = typer.Typer(help="Policies for evidence.", no_args_is_help=True)
 app = typer.Typer(help="Verify, explain and show attestation evidence in files; no server.", no_args_is_help=True)
 app.add_typer(policy_app, name="policy")
+app.command("collect")(collect)
 app.add_typer(attest_cli_collateral.app, name="collateral")
 
 Scheme = Annotated[
-    Literal["sev-snp", "tdx", "vtpm", "azure", "maa", "gcp", "bundle"], typer.Option(help="Kind of evidence.")
+    str,
+    typer.Option(
+        metavar="[sev-snp|tdx|vtpm|azure|maa|gcp|bundle|NAME]",
+        help="Kind of evidence; NAME enables the installed third-party scheme of that name.",
+    ),
 ]
 EvidenceFile = Annotated[
     Path,
@@ -121,20 +126,6 @@ def show(file: Annotated[Path, typer.Argument(help="Any known kind of evidence, 
         raise typer.Exit(MALFORMED) from None
 
 
-@policy_app.command("check")
-def policy_check(file: Annotated[Path, typer.Argument(help="A TOML policy.", dir_okay=False)]) -> None:
-    """Load a policy as a verifier would: its id, digest and the checks that it skips; exit 1 for one that is none."""
-    from attest.errors import PolicyFormatError
-    from attest.policy import load_policy
-
-    try:
-        policy = load_policy(file)
-    except PolicyFormatError as error:
-        typer.echo(f"cube-mesh: {error}", err=True)
-        raise typer.Exit(REJECT) from None
-    print(json.dumps({"id": policy.id, "digest": policy.digest, "unsafe": list(policy.unsafe)}, indent=2))
-
-
 def _case(**given: Any) -> Case:
     from attest.errors import PolicyFormatError
     from attest.offline import Case
@@ -144,8 +135,10 @@ def _case(**given: Any) -> Case:
     policy, now = given.pop("policy"), given.pop("now")
     evidence, verify_only, cache = given.pop("evidence"), given.pop("verify_only"), given.pop("cache")
     given = {name: value for name, value in given.items() if value is not None}
+    schemes = () if scheme in _OPTIONS else (_third_party(scheme),)
+    allowed = _OPTIONS.get(scheme, frozenset({"endorsements", "nonce"}))
     for name in [*given, *(["endorsements"] if files else [])]:
-        if name not in _OPTIONS[scheme]:
+        if name not in allowed:
             raise typer.BadParameter(f"has no meaning with --scheme {scheme}", param_hint="--" + name.replace("_", "-"))
     try:
         case = Case(
@@ -155,6 +148,7 @@ def _case(**given: Any) -> Case:
             endorsements=tuple(_read(file) for file in files),
             policy=load_policy(policy) if policy is not None else None,
             verify_only=verify_only,
+            schemes=schemes,
             **{name: _value(name, value) for name, value in given.items()},
         )
         return case if cache is None else _with_cache(case, cache)
@@ -175,6 +169,16 @@ def _with_cache(case: Case, cache: Path) -> Case:
     except (AttestError, ConfigError) as error:
         raise typer.BadParameter(str(error), param_hint="--cache") from None
     return msgspec.structs.replace(case, endorsements=(*case.endorsements, *added), jwks=case.jwks or jwks)
+
+
+def _third_party(name: str) -> Any:
+    from attest.errors import UnsupportedEvidence
+    from attest.plugins import load_scheme
+
+    try:
+        return load_scheme(name)
+    except UnsupportedEvidence as error:
+        raise typer.BadParameter(str(error), param_hint="--scheme") from None
 
 
 def _value(name: str, value: Any) -> Any:

@@ -1,0 +1,187 @@
+"""``cube-mesh attest policy`` (check, init, import, diff) and ``attest collect``. Exit codes: 0 good, 1 no policy or no
+evidence came of it (diff: something differs), 2 usage, 3 malformed input. Policies go to stdout, remarks to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+__all__ = ["collect", "policy_app"]
+
+REFUSED, MALFORMED = 1, 3
+MAX_FILE_BYTES = 8 << 20
+policy_app = typer.Typer(help="Policies for evidence.", no_args_is_help=True)
+
+PolicyFile = Annotated[Path, typer.Argument(help="A TOML policy.", dir_okay=False)]
+From = Annotated[Path, typer.Option("--from", help="The file to read.", dir_okay=False)]
+Id = Annotated[str, typer.Option("--id", help="Id of what is written.")]
+Directory = Annotated[Path | None, typer.Option("--tsm", help="Where configfs-tsm is, when not at its usual place.")]
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    from attest.errors import AttestError, MalformedEvidence
+
+    try:
+        yield
+    except AttestError as error:
+        typer.echo(f"cube-mesh: {error.code}: {error}", err=True)
+        raise typer.Exit(MALFORMED if isinstance(error, MalformedEvidence) else REFUSED) from None
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise typer.BadParameter(f"{file}: above {MAX_FILE_BYTES} bytes")
+    return raw
+
+
+@policy_app.command("check")
+def policy_check(file: PolicyFile) -> None:
+    """Load a policy as a verifier would: its id, digest, reference values, branches and the checks that it skips."""
+    from attest.policy import load_policy
+
+    with _errors():
+        policy = load_policy(file)
+    shown: dict[str, Any] = {"id": policy.id, "digest": policy.digest, "reference_values": policy.reference_files}
+    shown |= {"branches": [branch.id for branch in policy.branches], "unsafe": list(policy.unsafe)}
+    print(json.dumps(shown, indent=2))
+
+
+@policy_app.command("init")
+def policy_init(file: From, policy_id: Id = "first") -> None:
+    """Write a strict policy from a report, quote, HCL report, token or collection. The evidence is not verified."""
+    from attest.policy_init import draft_policy
+
+    with _errors():
+        draft = draft_policy(_read(file), policy_id)
+    print(draft.text, end="")
+    _remark(f"{draft.format}: NOT verified; `cube-mesh attest verify --policy` does that. Pinned as found:")
+    for name in draft.pinned:
+        _remark(f"  {name}")
+    for note in draft.notes:
+        _remark(f"note: {note}")
+
+
+@policy_app.command("import")
+def policy_import(
+    file: From,
+    kind: Annotated[Literal["corim", "go-sev-guest", "go-tdx-guest"], typer.Option("--format", help="What it is.")],
+    policy_id: Id = "imported",
+    trust_key: Annotated[
+        Path | None, typer.Option("--trust-key", help="corim: the signer's public key or certificate, PEM.")
+    ] = None,
+) -> None:
+    """Write what a foreign format says as ours: a policy, of a CoRIM reference values. Nothing is left out silently."""
+    from attest.corim import import_corim
+    from attest.cose import load_trust_key
+    from attest.go_check import IMPORTS
+
+    if (kind == "corim") != (trust_key is not None):
+        raise typer.BadParameter("a CoRIM is read with its signer's key, and nothing else is", param_hint="--trust-key")
+    with _errors():
+        if trust_key is not None:
+            print(import_corim(_read(file), load_trust_key(_read(trust_key)), policy_id, now=time.time()), end="")
+            _remark("reference values: the signature holds. Name this file in a policy's reference_values_files.")
+            return
+        imported = IMPORTS[kind](_read(file), policy_id)
+    print(imported.text, end="")
+    for note in imported.notes:
+        _remark(f"note: {note}")
+
+
+@policy_app.command("diff")
+def policy_diff(
+    before: PolicyFile, after: PolicyFile, as_json: Annotated[bool, typer.Option("--json")] = False
+) -> None:
+    """What AFTER accepts more (looser), less (stricter) or else than BEFORE, rule by rule; exit 1 when they differ."""
+    import msgspec
+
+    from attest.policy import load_policy
+    from attest.policy_diff import diff_policies
+
+    with _errors():
+        changes = diff_policies(load_policy(before), load_policy(after))
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(changes), indent=2).decode())
+    else:
+        for change in changes:
+            print(f"{change.direction:8} {change.rule}: {_shown(change.before)} -> {_shown(change.after)}")
+    raise typer.Exit(REFUSED if changes else 0)
+
+
+def collect(
+    scheme: Annotated[Literal["sev-snp", "tdx", "vtpm"], typer.Option(help="Kind of evidence.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory for the files, made when absent.", file_okay=False)],
+    nonce: Annotated[str, typer.Option("--nonce", metavar="HEX", help="32 bytes that the evidence must repeat.")],
+    tsm: Directory = None,
+    tcti: Annotated[str, typer.Option(help="vtpm: how to reach the TPM.")] = "device:/dev/tpmrm0",
+    pcrs: Annotated[str, typer.Option(help="vtpm: the PCRs to quote.")] = "0,1,2,3,4,5,6,7",
+) -> None:
+    """Make evidence on this machine: the files that `attest verify` takes. Exit 1 on a machine without."""
+    try:
+        bound = bytes.fromhex(nonce)
+    except ValueError:
+        bound = b""
+    if len(bound) != 32:
+        raise typer.BadParameter("is not 32 bytes of hex", param_hint="--nonce")
+    with _errors():
+        files = _collected(scheme, bound, tsm, tcti, pcrs)
+    try:
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, body in files.items():
+            (out / name).write_bytes(body)
+            print(out / name)
+    except OSError as error:
+        raise typer.BadParameter(f"{out}: {error.strerror}", param_hint="--out") from None
+
+
+def _collected(scheme: str, bound: bytes, tsm: Path | None, tcti: str, pcrs: str) -> dict[str, bytes]:
+    from attest.evidence import ENDORSEMENTS, HARDWARE, TPM_QUOTE, decode_certificates
+    from attest.schemes.sev_snp.collect import SnpCollector
+    from attest.schemes.tdx.collect import TdxCollector
+    from attest.tsm import TSM_DIRECTORY
+
+    if scheme == "vtpm":
+        return _quoted(bound, tcti, pcrs, TPM_QUOTE)
+    directory = tsm or TSM_DIRECTORY
+    collector = SnpCollector(directory=directory) if scheme == "sev-snp" else TdxCollector(directory=directory)
+    parts = collector.parts(bound)
+    files = {"report.bin" if scheme == "sev-snp" else "quote.bin": parts[HARDWARE].body}
+    if ENDORSEMENTS in parts:
+        files |= {f"cert-{n}.der": der for n, der in enumerate(decode_certificates(parts[ENDORSEMENTS].body))}
+    return files
+
+
+def _quoted(bound: bytes, tcti: str, pcrs: str, key: int) -> dict[str, bytes]:
+    from attest.schemes.vtpm.abi import BANK_NAMES, decode_quote_part
+    from attest.schemes.vtpm.collect import TpmCollector
+
+    try:
+        collector = TpmCollector(tcti, [int(index) for index in pcrs.split(",")])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--pcrs") from None
+    with collector as tpm:
+        part = decode_quote_part(tpm.parts(bound)[key].body)
+    values = {BANK_NAMES[bank]: {str(i): v.hex() for i, v in found.items()} for bank, found in part.pcrs.items()}
+    return {"quote.msg": part.attest, "quote.sig": part.signature, "ak.pub": part.ak_public,
+            "pcrs.json": json.dumps(values, indent=2).encode()}  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else json.dumps(value)
+
+
+def _remark(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,205 @@
+"""``attest policy`` and ``attest collect`` as an operator types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typer.testing import CliRunner
+
+from attest.attester import evidence_for
+from attest.policy import load_policy
+from attest.policy_diff import diff_policies
+from attest.testkit.snp import SimulatedSnpCollector, SnpPlatform
+from attest.testkit.tdx import TdxPlatform
+from attest.testkit.tpm import SoftwareTpm
+from attest.testkit.tsm import TsmDirectory, snp_responder, tdx_responder
+from cube_mesh.cli import app
+
+from .attest import test_corim as corim
+from .attest import test_go_check as go
+from .attest.conftest import CLAIMS
+from .support.require import require
+from .support.tpm import software_tpm
+
+RUNNER = CliRunner()
+NONCE = bytes(range(32))
+
+
+def _run(*arguments: object) -> tuple[int, str, str]:
+    result = RUNNER.invoke(app, ["attest", *map(str, arguments)], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+SNP, TDX = SnpPlatform(b"init"), TdxPlatform(b"init")
+SOURCES: dict[str, tuple[bytes, str, str]] = {
+    "report": (SNP.report(bytes(64)), "sev-snp", "reference_values.sev-snp.measurements"),
+    "quote": (TDX.quote(bytes(64)), "tdx", "reference_values.tdx.mr_td"),
+    "collection": (evidence_for(SimulatedSnpCollector(b"x"), CLAIMS), "bundle", "reference_values.sev-snp.chip_ids"),
+    "vtpm": (evidence_for(SoftwareTpm(), CLAIMS), "bundle", "reference_values.vtpm.ak_names"),
+}
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_init(case: str, tmp_path: Path) -> None:
+    raw, kind, pinned = SOURCES[case]
+    (tmp_path / "e").write_bytes(raw)
+    code, text, remarks = _run("policy", "init", "--from", tmp_path / "e", "--id", "mine")
+    assert code == 0 and f"{kind}: NOT verified" in remarks and pinned in remarks
+    (tmp_path / "p.toml").write_text(text)
+    policy = load_policy(tmp_path / "p.toml")
+    assert policy.id == "mine" and set(policy.unsafe) <= {"unsafe_accept_vtpm_only"}
+
+
+REAL = {
+    "azure/trustee-az-snp/hcl-report.bin": "azure-hcl",
+    "azure/maa-thomvanl/token.jwt": "token",
+    "gcp/flare/cs_pki_token.jwt": "token",
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_init_from_real_evidence(name: str, tmp_path: Path) -> None:
+    from .support.require import vectors
+
+    code, text, remarks = _run("policy", "init", "--from", vectors() / name)
+    assert code == 0 and f"{REAL[name]}: NOT verified" in remarks
+    (tmp_path / "p.toml").write_text(text)
+    assert _run("policy", "check", tmp_path / "p.toml")[0] == 0
+
+
+def test_init_without_evidence(tmp_path: Path) -> None:
+    (tmp_path / "e").write_bytes(b"no evidence")
+    assert _run("policy", "init", "--from", tmp_path / "e")[0] == 3
+    (tmp_path / "r").write_bytes(SOURCES["report"][0])
+    assert _run("policy", "init", "--from", tmp_path / "r", "--id", "not an id")[0] == 1
+    assert _run("policy", "init", "--from", tmp_path / "absent")[0] == 2
+
+
+def test_import(tmp_path: Path) -> None:
+    (tmp_path / "sev.json").write_text(json.dumps(go.SEV))
+    (tmp_path / "tdx.json").write_text(json.dumps(go.TDX))
+    for name, kind in (("sev.json", "go-sev-guest"), ("tdx.json", "go-tdx-guest")):
+        code, text, _ = _run("policy", "import", "--from", tmp_path / name, "--format", kind)
+        (tmp_path / "p.toml").write_text(text)
+        assert code == 0 and _run("policy", "check", tmp_path / "p.toml")[0] == 0
+    code, _, remarks = _run("policy", "import", "--from", tmp_path / "sev.json", "--format", "go-tdx-guest")
+    assert code == 1 and "policy.policy" in remarks
+
+
+def test_import_of_a_corim(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(corim.GOOD)
+    pem = corim.KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pem").write_bytes(pem)
+    wanted = ("policy", "import", "--from", tmp_path / "c", "--format", "corim")
+    code, text, _ = _run(*wanted, "--trust-key", tmp_path / "key.pem", "--id", "image-1")
+    assert code == 0 and 'id = "image-1"' in text and "01" * 48 in text
+    assert _run(*wanted)[0] == 2
+    (tmp_path / "c").write_bytes(corim.GOOD[:-1] + bytes((corim.GOOD[-1] ^ 1,)))
+    code, text, remarks = _run(*wanted, "--trust-key", tmp_path / "key.pem")
+    assert (code, text) == (1, "") and "cose_signature" in remarks
+
+
+BASE = (
+    'id = "a"\n[sev-snp]\nvmpl = [0]\nallow_smt = false\nmin_guest_svn = 2\n'
+    "min_tcb = { bootloader = 1, tee = 0, snp = 9, microcode = 9 }\n"
+    f'[reference_values.sev-snp]\nmeasurements = ["{"01" * 48}"]\nchip_ids = ["{"05" * 64}"]\n'
+)
+# text → what is there instead, its direction, the rule.
+CHANGES = {
+    "vmpl": ("vmpl = [0]", "vmpl = [0, 1]", "looser"),
+    "allow_smt": ("allow_smt = false\n", "", "looser"),
+    "min_guest_svn": ("svn = 2", "svn = 3", "stricter"),
+    "min_tcb.snp": ("snp = 9", "snp = 8", "looser"),
+    "min_tcb.microcode": ("microcode = 9", "microcode = 10", "stricter"),
+    "measurements": ("01" * 48, "02" * 48, "changed"),
+    "chip_ids": (f'chip_ids = ["{"05" * 64}"]\n', "", "looser"),
+    "require_id_block": ("vmpl", 'require_author_key = true\nvmpl', "stricter"),
+    "unsafe_allow_debug": ("vmpl", "unsafe_allow_debug = true\nvmpl", "looser"),
+    "platform_info_allowed": ("vmpl", 'platform_info_allowed = ["smt"]\nvmpl', "stricter"),
+    "platform_info_required": ("vmpl", 'platform_info_required = ["smt"]\nvmpl', "stricter"),
+    "products": ("vmpl", 'products = ["Milan"]\nvmpl', "stricter"),
+    "max_lifetime_s": ('"a"\n', '"a"\nmax_lifetime_s = 60\n', "stricter"),
+    "[tdx]": (BASE, 'id = "a"\n[tdx]\nunsafe_any_mr_td = true\nunsafe_any_rtmrs = true\n', ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_diff(case: str, tmp_path: Path) -> None:
+    old, new, direction = CHANGES[case]
+    before, after = tmp_path / "a.toml", tmp_path / "b.toml"
+    before.write_text(BASE)
+    after.write_text(BASE.replace(old, new, 1))
+    code, text, _ = _run("policy", "diff", before, after)
+    assert code == 1
+    if not direction:
+        assert "stricter [tdx]" in text and "looser   [sev-snp]" in text
+        return
+    assert [line.split()[0] for line in text.splitlines()] == [direction]
+    answer = json.loads(_run("policy", "diff", "--json", after, before)[1])
+    opposite = {"looser": "stricter", "stricter": "looser", "changed": "changed"}[direction]
+    assert [change["direction"] for change in answer] == [opposite]
+
+
+def test_diff_of_nothing_and_of_branches(tmp_path: Path) -> None:
+    one, two = tmp_path / "a.toml", tmp_path / "b.toml"
+    one.write_text(BASE)
+    two.write_text(BASE.replace('id = "a"', 'id = "b" # other words'))
+    assert _run("policy", "diff", one, two) == (0, "", "")
+    member = (
+        '[[any_of]]\nid = "{}"\nunsafe_accept_vtpm_only = true\n[any_of.vtpm]\npcrs = [0]\nunsafe_any_ak = true\n'
+        "unsafe_any_pcr_values = true\n"
+    )
+    one.write_text('id = "a"\n' + member.format("x"))
+    two.write_text('id = "a"\n' + member.format("x") + member.format("y"))
+    assert [(c.rule, c.direction) for c in diff_policies(load_policy(one), load_policy(two))] == [("y", "looser")]
+    assert diff_policies(load_policy(two), load_policy(one))[0].direction == "stricter"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "provider", "respond"),
+    [("sev-snp", "sev_guest", snp_responder(SNP)), ("tdx", "tdx_guest", tdx_responder(TDX))],
+)
+def test_collect_through_configfs(scheme: str, provider: str, respond: Any, tmp_path: Path) -> None:
+    with TsmDirectory(tmp_path / "tsm", provider, respond) as tsm:
+        code, text, _ = _run("collect", "--scheme", scheme, "--out", tmp_path / "o", "--nonce", NONCE.hex(),
+                             "--tsm", tsm.path)  # fmt: skip
+    assert code == 0
+    body = (tmp_path / "o" / ("report.bin" if scheme == "sev-snp" else "quote.bin")).read_bytes()
+    assert NONCE + bytes(32) in body
+    assert (tmp_path / "o" / "cert-0.der").exists() == (scheme == "sev-snp")
+    assert _run("policy", "init", "--from", text.splitlines()[0])[0] == 0
+
+
+def test_collect_from_a_tpm(tmp_path: Path) -> None:
+    require("swtpm", "tpm2_quote")
+    with software_tpm() as tcti:
+        code, _, remarks = _run(
+            "collect", "--scheme", "vtpm", "--out", tmp_path, "--nonce", NONCE.hex(), "--tcti", tcti
+        )
+    assert code == 0, remarks
+    files = ["--evidence", tmp_path / "quote.msg", "--signature", tmp_path / "quote.sig", "--ak", tmp_path / "ak.pub"]
+    code, text, _ = _run("verify", "--scheme", "vtpm", *files, "--pcrs", tmp_path / "pcrs.json", "--nonce", NONCE.hex())
+    assert code == 0 and text.startswith("accept")
+
+
+def test_collect_on_a_machine_without(tmp_path: Path) -> None:
+    for scheme in ("sev-snp", "tdx"):
+        arguments = ("--scheme", scheme, "--out", tmp_path / "o", "--nonce", NONCE.hex(), "--tsm", tmp_path / "none")
+        code, text, remarks = _run("collect", *arguments)
+        assert (code, text) == (1, "") and ("device_unavailable" in remarks or "tsm_unavailable" in remarks)
+    code, _, remarks = _run("collect", "--scheme", "vtpm", "--out", tmp_path / "o", "--nonce", NONCE.hex(),
+                            "--tcti", "swtpm:path=/nowhere")  # fmt: skip
+    assert code == 1 and remarks.startswith("cube-mesh: ")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--nonce", "zz"), ("--nonce", "00"), ("--nonce", "00" * 32, "--pcrs", "99"), ()]
+)
+def test_collect_asked_wrongly(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    assert _run("collect", "--scheme", "vtpm", "--out", tmp_path / "o", *arguments)[0] == 2
