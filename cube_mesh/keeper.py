@@ -347,7 +347,7 @@ def _verifiers(settings: Settings, feed: Feed | None) -> dict[str, Appraiser]:
         if not upstream.url.startswith("atls://"):
             continue
         if policies.setdefault(upstream.node_id, upstream.policy) != upstream.policy:
-            problem = f"{upstream.node_id} has another policy above: a node has one session with an agent, and one policy"
+            problem = f"{upstream.node_id} has another policy above; it has one session, and so one policy"
             raise ConfigError(problem, key=f"upstreams.{upstream.name}.policy")
         try:
             policy = load_policy(upstream.policy)
