@@ -55,27 +55,31 @@ def test_a_short_micro_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.slow
 @pytest.mark.needs("nginx", "wrk", "h2load", "taskset", "swtpm", "tpm2_quote")
 def test_a_short_load_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every part of it runs, bare chain and attested pair too; how fast is not this test's business."""
+    """Every part of it runs, the attested pair too; how fast is not this test's business."""
     out = tmp_path / "out.json"
-    shape = ["--rounds", "1", "--seconds", "1", "--attested", "--chain", "full", "bare"]
-    assert load.main([*shape, "--json", str(out)]) == 1, "one round is no figure"
+    assert load.main(["--rounds", "1", "--seconds", "1", "--attested", "--json", str(out)]) == 1, (
+        "one round is no figure"
+    )
     result = json.loads(out.read_text())
     rows = result["rows"]
     assert {row["against"] for row in rows.values()} == {"nginx", "nginx to mutual TLS", "nginx from mutual TLS"}
-    assert {"cube-mesh", "cube-mesh, bare", "nginx again", "cube-mesh proxy, attested", "cube-mesh agent"} < set(rows)
+    assert {"cube-mesh", "nginx again", "cube-mesh proxy, attested", "cube-mesh agent"} < set(rows)
     assert set(result["latency_rps"]) == {"plain", "mutual TLS"}
     assert all(row[kind]["median"] > 0 for row in rows.values() for kind in ("rps", "cpu_us", "p50_us", "p99_us"))
-    assert rows["cube-mesh, bare"]["cpu_us"]["median"] < rows["cube-mesh"]["cpu_us"]["median"]
     assert "requests/s" in capsys.readouterr().out
     assert out.with_suffix(".svg").read_text().startswith("<svg")
 
 
+@pytest.mark.slow
 @pytest.mark.needs("nginx", "cc", "taskset")
 def test_a_short_paced_run(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    load.main(["--paced", "--rounds", "1", "--seconds", "1", "--streams", "50", "--json", str(out)])
+    shape = ["--paced", "--rounds", "1", "--seconds", "1", "--streams", "50", "--chain", "full", "bare"]
+    load.main([*shape, "--json", str(out)])
     result = json.loads(out.read_text())
-    assert set(result["rows"]) == {"nginx", "nginx again", "cube-mesh"}, "what has no gateway is only compared with"
+    assert set(result["rows"]) == {"nginx", "nginx again", "cube-mesh", "cube-mesh, bare"}, (
+        "what has no gateway is only compared with"
+    )
     for row in result["rows"].values():
         assert row["frame_cpu_us"]["median"] > 0
         assert row["frame_added_p50_us"]["median"] < row["frame_p50_us"]["median"]

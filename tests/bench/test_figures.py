@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,7 +15,7 @@ from bench import plot, processes, report
 from bench.load import measure
 from bench.load.__main__ import variants
 from bench.load.summary import Figures, summary, svg, table, with_added
-from bench.load.systems import BenchError, Variant
+from bench.load.systems import BenchError, Variant, check_trail
 
 AGAINST = {"nginx": "nginx", "nginx again": "nginx", "cube-mesh": "nginx", "direct": "nginx"}
 
@@ -106,6 +107,20 @@ def test_variants_are_the_combinations_that_differ() -> None:
     ]  # fmt: skip
     assert Variant(durability="never").missing == "no audit.durability never"
     assert Variant().missing == ""
+
+
+def test_the_trail_shows_which_chain_ran(tmp_path: Path) -> None:
+    full, bare = Variant(), Variant(chain="bare")
+    for trail in (None, b""):
+        if trail is not None:
+            (tmp_path / "audit.jsonl").write_bytes(trail)
+        check_trail(bare, tmp_path)
+        with pytest.raises(BenchError):
+            check_trail(full, tmp_path)
+    (tmp_path / "audit.1.jsonl").write_bytes(b"{}\n")
+    check_trail(full, tmp_path)
+    with pytest.raises(BenchError):
+        check_trail(bare, tmp_path)
 
 
 # -- what the tools print ----------------------------------------------------------------------------------------------
