@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from attest.attester import evidence_for
+from attest.attester import NoEvidence, evidence_for
 from attest.binding import Claims, Expected, Phase, Role
 from attest.collateral import parse_collateral
 from attest.errors import AttestError
@@ -22,7 +24,9 @@ from cube_mesh.collateral.fetcher import Fetcher
 from cube_mesh.collateral.sources import Sources
 from cube_mesh.collateral.store import Store
 from cube_mesh.errors import ConfigError
+from cube_mesh.keeper import Keeper
 from cube_mesh.settings import Collateral
+from cube_mesh.tls.identity import Leaf, parse_spiffe_id
 from tests.collateral.vendor import Clock, Reply, Vendor, serve_intel, vendor
 
 NOW = 1_799_999_000.0
@@ -68,6 +72,23 @@ async def test_a_verifier_accepts_tdx_evidence_once_the_feed_has_fetched(made: V
     assert verifier.appraise(evidence, expected, now=NOW).simulated
     clock.now += 100
     assert one.oldest_age_s() == 100
+
+
+async def test_the_keeper_starts_the_feed_and_judges_with_it(made: Vendor, tmp_path: Path) -> None:
+    clock = Clock(NOW)
+    one = feed(made.url, tmp_path, clock)
+    verifiers = {"tdx": FedVerifier(first_report_policy("tdx"), one, allow_simulated=True)}
+    node = parse_spiffe_id("spiffe://cube/proxy/p1")
+    keeper = Keeper(node, NoEvidence(), verifiers, (), leaf=cast(Leaf, object()), feed=one, clock=clock)
+    await keeper.start()
+    async with asyncio.timeout(5):
+        while one.missing():
+            await asyncio.sleep(0.01)
+    evidence = evidence_for(SimulatedTdxCollector(b"seed" * 8), CLAIMS)
+    expected = Expected(**{name: getattr(CLAIMS, name) for name in Expected.__struct_fields__})
+    assert (await keeper.appraise(evidence, expected, "tdx")).platform
+    await keeper.close()
+    assert one._task is not None and one._task.done()
 
 
 async def test_renewed_when_due_kept_while_the_vendor_is_away_and_dropped_at_the_end(

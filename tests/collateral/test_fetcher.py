@@ -6,11 +6,12 @@ import asyncio
 import datetime as dt
 import email.utils
 import json
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attest.items import Item, check
 from attest.needs import needed_items
@@ -342,3 +343,20 @@ async def test_an_answer_without_its_issuer_chain(tmp_path: Path, target: str) -
 def test_addresses_that_anyone_on_the_way_could_answer(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError):
         Fetcher(Store(tmp_path), Sources(**{name: "http://mirror.example"}))
+
+
+async def test_a_server_whose_certificate_nobody_vouches_for(tmp_path: Path) -> None:
+    key, certificate = intel.key("signer"), intel.certificate("signer")
+    pem = tmp_path / "server.pem"
+    form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem.write_bytes(certificate.public_bytes(Encoding.PEM) + key.private_bytes(*form))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    made = Vendor()
+    made.at("/root.der", Reply(GOOD))
+    listening = await asyncio.start_server(made.serve, "127.0.0.1", 0, ssl=context)
+    made.url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    error = await refused(fetcher(made, tmp_path / "cache"))
+    listening.close()
+    await listening.wait_closed()
+    assert error.reason == "unreachable" and "CERTIFICATE_VERIFY_FAILED" in error.detail and made.seen == []
