@@ -19,7 +19,8 @@ def main() -> int:
     process.harden()
     plan = plans.read(plan_fd)
     settings = plan.settings
-    log.setup(settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=settings.unsafe_allow_simulated)
+    unsafe = settings.unsafe_allow_simulated
+    log.setup(settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=unsafe, process="keeper")
     try:
         return run_keeper(settings, plan.role, socket.socket(fileno=keepers_fd))
     except ConfigError as error:
