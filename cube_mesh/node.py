@@ -150,6 +150,7 @@ class Node:
         role: NodeRole = ProxyRole(self._parts) if self._role_name == "proxy" else AgentRole(self._parts)
         self._role = role
         self._collector.gauge("cube_requests_in_flight", "Requests being served.", lambda: role.service.in_flight)
+        self._collector.gauge("cube_ready", "1 while every readiness check holds.", self._is_ready, "min")
         self._collector.gauge("cube_connections", "Open client connections.", lambda: len(role.service.connections))
         self._collector.counter(
             "cube_admissions_refused",
@@ -181,6 +182,9 @@ class Node:
 
     def _metrics(self, query: bytes) -> Response:
         return Response(200, generate_latest(self._registry), CONTENT_TYPE_LATEST.encode("ascii"))
+
+    def _is_ready(self) -> bool:
+        return not self._health.missing()
 
     def checks(self) -> dict[str, str]:
         """The readiness checks, each with what it waits for, "" when it holds. Who asks sees fresh numbers, too."""

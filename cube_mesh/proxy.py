@@ -82,7 +82,7 @@ class ProxyRole:
         certificate = EdgeCertificate(parts.settings.listen.tls)
         parts.sweeper.add(certificate)
         parts.collector.gauge(
-            "cube_edge_certificate_expiry_seconds", "Until the edge certificate expires.", certificate.expiry_s
+            "cube_edge_certificate_expiry_seconds", "Until the edge certificate expires.", certificate.expiry_s, "min"
         )
         parts.collector.counter(
             "cube_edge_certificate_reloads", "Times its files were read again.", "result", lambda: certificate.reloads
