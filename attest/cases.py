@@ -19,7 +19,7 @@ from attest.errors import AppraisalFailed, EndorsementUnavailable, Mismatch
 from attest.evidence import AZURE_HCL_TYPE, HARDWARE, TDX_QUOTE_TYPE, TOKEN, TPM_QUOTE, decode_evidence
 from attest.forms import parse_ak, parse_pcrs, parse_tpm_signature, quoted_pcrs, sorted_endorsements
 from attest.jws import parse_jwks, parse_token
-from attest.plugins import Scheme
+from attest.plugins import Scheme, judge
 from attest.policy import EvidencePolicy
 from attest.schemes.azure import appraise as azure_rules
 from attest.schemes.azure import maa_appraise as maa_rules
@@ -357,7 +357,7 @@ def third_party(case: Case, policy: EvidencePolicy | None) -> Found:
     """By the scheme that the caller has named and loaded. KeyError for one that is not among ``case.schemes``."""
     scheme = {known.name: known for known in case.schemes}[case.scheme]
     rules = policy.schemes.get(case.scheme) if policy is not None else None
-    found = scheme.verify(case.evidence, bound=case.nonce, rules=rules, endorsements=case.endorsements, now=case.now)
+    found = judge(scheme, case.evidence, bound=case.nonce, rules=rules, endorsements=case.endorsements, now=case.now)
     missing = _no_table(f"schemes.{case.scheme}") if policy is not None and rules is None else ()
     return Found(
         claims=found.claims,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
-from attest.errors import Mismatch, UnsupportedEvidence
+from attest.errors import AttestError, Mismatch, UnsupportedEvidence, VerificationFailed
 from attest.evidence import Part
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["BUILT_IN", "GROUP", "Scheme", "SchemeResult", "check_scheme", "load_scheme"]
+__all__ = ["BUILT_IN", "GROUP", "Scheme", "SchemeResult", "check_scheme", "judge", "load_scheme"]
 
 GROUP = "attest.schemes"
 BUILT_IN = frozenset({"sev-snp", "tdx", "vtpm", "azure", "maa", "gcp", "bundle", "none"})
@@ -61,6 +61,27 @@ class Scheme(Protocol):
         endorsements: Sequence[bytes],
         now: float,
     ) -> SchemeResult: ...
+
+
+def judge(
+    scheme: Scheme,
+    evidence: bytes,
+    *,
+    bound: bytes | None,
+    rules: Mapping[str, Any] | None,
+    endorsements: Sequence[bytes],
+    now: float,
+) -> SchemeResult:
+    """The scheme's verdict. Whatever goes wrong in its code is a refusal (VerificationFailed, "scheme_failed")."""
+    try:
+        found = scheme.verify(evidence, bound=bound, rules=rules, endorsements=endorsements, now=now)
+    except AttestError:
+        raise
+    except Exception as error:  # foreign code: its mistakes must not pass for anything but a no
+        raise VerificationFailed(f"scheme {scheme.name}: {error!r}", code="scheme_failed") from error
+    if not isinstance(found, SchemeResult):
+        raise VerificationFailed(f"scheme {scheme.name} gave no result", code="scheme_failed")
+    return found
 
 
 def load_scheme(name: str, points: Iterable[EntryPoint] | None = None) -> Scheme:

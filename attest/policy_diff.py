@@ -115,6 +115,8 @@ def _direction(rule: str, before: Any, after: Any) -> Direction:
 
 def _lists(name: str, before: Any, after: Any) -> Direction:
     old, new = set(before or ()), set(after or ())
+    if name == "arguments" and before is not None and after is not None:  # one exact command line
+        return "changed"
     if name not in _DEMANDING and (not old or not new):  # absent: not compared
         return "stricter" if new else "looser"
     if not (old <= new or new <= old):

@@ -34,7 +34,7 @@ from attest.evidence import (
     decode_evidence,
 )
 from attest.jws import Jwk, parse_token
-from attest.plugins import Scheme, SchemeResult, check_scheme
+from attest.plugins import Scheme, SchemeResult, check_scheme, judge
 from attest.policy import EvidencePolicy, parse_policy
 from attest.schemes.azure import verify as azure
 from attest.schemes.azure.maa import VerifiedMaaToken, own_issuer, verify_maa
@@ -229,7 +229,7 @@ class Verifier:
         if part is None or not self.policy.schemes:
             return None
         name, rules = next(iter(self.policy.schemes.items()))
-        found = self._schemes[name].verify(part.body, bound=hashed, rules=rules, endorsements=endorsements, now=now)
+        found = judge(self._schemes[name], part.body, bound=hashed, rules=rules, endorsements=endorsements, now=now)
         return name, found
 
     def _verify_report(self, part: Part | None, bound: bytes, given: Endorsements, now: float) -> VerifiedReport | None:

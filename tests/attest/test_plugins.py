@@ -60,6 +60,19 @@ def test_evidence_of_another_channel(expected: Any) -> None:
     assert caught.value.code == "example_bound"
 
 
+@pytest.mark.parametrize("answer", [None, ValueError("odd"), KeyError("key")])
+def test_a_scheme_that_breaks_is_a_refusal(expected: Any, answer: object) -> None:
+    class Broken(example.ExampleScheme):
+        def verify(self, *_: object, **__: object) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    with pytest.raises(VerificationFailed) as caught:
+        Verifier(parse_policy(RULES.format(1)), schemes=[Broken()]).appraise(_raw(), expected, now=NOW)
+    assert caught.value.code == "scheme_failed"
+
+
 @pytest.mark.parametrize(
     "text",
     [
