@@ -26,6 +26,7 @@ from cube_mesh.collateral.fetcher import CollateralUnavailable, Fetcher
 from cube_mesh.collateral.sources import Sources
 from cube_mesh.collateral.store import Store
 from cube_mesh.errors import ConfigError
+from cube_mesh.https import check_url
 from cube_mesh.settings import Collateral
 from cube_mesh.telemetry.metrics import NodeCollector
 
@@ -194,6 +195,8 @@ def feed_from_settings(settings: Collateral) -> Feed | None:
     )
     sets = [_set(platform) for platform in settings.tdx_platforms]
     lists = [_item("collateral.snp_products", f"amd-crl:{product}") for product in settings.snp_products]
+    for issuer in settings.token_issuers:
+        check_url(issuer, "collateral.token_issuers")
     keys = [_item("collateral.token_issuers", f"jwks:{issuer}") for issuer in settings.token_issuers]
     return Feed(fetcher, sets, [*lists, *keys])
 

@@ -82,8 +82,8 @@ def issuer_chain(item: Item, answer: Answer) -> str:
 def jwks_address(item: Item, document: bytes) -> str:
     """The ``jwks_uri`` of an issuer's own discovery document, which must name that very issuer. Raises ValueError.
 
-    Another host may hold the keys (Google's does), but never over plain http, nor on this machine or its neighbours
-    unless the issuer itself is there.
+    Another host may hold the keys (Google's does), but over https only; plain http is for an issuer on this machine
+    that names itself.
     """
     try:
         members: Any = msgspec.json.decode(document)

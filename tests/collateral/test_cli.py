@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from attest.items import Item, encode_record, make_record
+from attest.needs import needed_items
 from attest.vouch import tdx_items
 from cube_mesh.attest_cli import app
 from cube_mesh.collateral.store import Store
@@ -149,3 +150,36 @@ def test_the_keys_of_a_tokens_issuer(vectors: Path, tmp_path: Path) -> None:
     assert run(*token, *at_its_time).exit_code == 1
     done = run(*token, *at_its_time, "--cache", store.directory)
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number", "ignore:Attribute's length")
+def test_a_report_with_its_vcek_from_the_cache(vectors: Path, tmp_path: Path) -> None:
+    report = vectors / "snp/attestation-rs/live-evidence-genoa-report.bin"
+    vcek = vectors / "snp/attestation-rs/live-evidence-genoa-vcek.der"
+    store = Store(tmp_path / "cache", create=True)
+    item = needed_items(report.read_bytes())[0]
+    store.put(make_record(item, url="https://x", fetched_at=FETCHED_AT, body=vcek.read_bytes()))
+    evidence = ("verify", "--scheme", "sev-snp", "--evidence", report, "--now", NOW, "--verify-only", "--json")
+    assert json.loads(run(*evidence).output)["reason"] == "vcek_missing"
+    for more in ((), ("--endorsements", vcek)):  # handed in as well: not there twice
+        done = run(*evidence, "--cache", store.directory, *more)
+        assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("now", ["yesterday", "2026-04-01T00:00:00"])
+def test_a_time_that_is_none(cache: Path, now: str) -> None:
+    assert run("collateral", "show", "--cache", cache, "--now", now).exit_code == 2
+
+
+def test_without_cache_the_users_own(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "cube-mesh").mkdir()
+    cache.rename(tmp_path / "cube-mesh" / "collateral")
+    assert len(json.loads(run("collateral", "show", "--now", NOW, "--json").output)) == 4
+
+
+def test_evidence_that_is_none(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"nothing")
+    for file in (tmp_path / "x", tmp_path / "absent"):
+        assert run("collateral", "fetch", "--evidence", file, "--cache", cache, "--offline").exit_code == 2
+    assert run("verify", "--scheme", "tdx", "--evidence", tmp_path / "x", "--cache", cache).exit_code == 1

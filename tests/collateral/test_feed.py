@@ -10,9 +10,10 @@ from typing import cast
 import pytest
 
 from attest.attester import NoEvidence, evidence_for
-from attest.binding import Claims, Expected, Phase, Role
+from attest.binding import Claims, Expected, Phase, Role, encode_claims
 from attest.collateral import parse_collateral
 from attest.errors import AttestError
+from attest.evidence import TOKEN, TOKEN_TYPE, Evidence, Part, encode_evidence
 from attest.items import Item, check, make_record
 from attest.policy import first_report_policy, parse_policy
 from attest.testkit import intel, tokens
@@ -26,6 +27,7 @@ from cube_mesh.collateral.store import Store
 from cube_mesh.errors import ConfigError
 from cube_mesh.keeper import Keeper
 from cube_mesh.settings import Collateral
+from cube_mesh.telemetry.metrics import Metrics, NodeCollector
 from cube_mesh.tls.identity import Leaf, parse_spiffe_id
 from tests.collateral.vendor import Clock, Reply, Vendor, serve_intel, vendor
 
@@ -143,6 +145,38 @@ async def test_keys_of_one_issuer_never_serve_for_another(tmp_path: Path) -> Non
     assert one.token_keys(["https://three.example"], NOW) == () == one.token_keys([ISSUER], NOW + 86_400)
 
 
+async def test_metrics_of_the_feed(made: Vendor, tmp_path: Path) -> None:
+    collector = NodeCollector(Metrics(), {})
+    one = feed(made.url, tmp_path, Clock(NOW))
+    one.register(collector)
+    await one.refresh()
+    samples = {sample.name: sample for family in collector.collect() for sample in family.samples}
+    fetches = samples["cube_collateral_fetches_total"]
+    assert (fetches.labels, fetches.value) == ({"result": "intel_ok"}, 4)
+    assert samples["cube_collateral_missing_items"].value == 0 == samples["cube_collateral_oldest_seconds"].value
+
+
+async def test_a_verifier_takes_new_keys_as_they_come(tmp_path: Path) -> None:
+    """A token is refused for want of its key, then for what it says: the key was found."""
+    store, clock = Store(tmp_path, create=True), Clock(NOW)
+    one = Feed(Fetcher(store, offline=True, clock=clock), [], [Item("jwks", ISSUER)], clock=clock)
+    text = f'id = "x"\n[maa]\nissuers = ["{ISSUER}"]\nunsafe_any_measurement = true\n'
+    verifier = FedVerifier(parse_policy(text), one)
+    claims = encode_claims(CLAIMS)
+    token = tokens.sign({"iss": ISSUER}, tokens.fixed_key(), kid="k1")
+    evidence = encode_evidence(Evidence(claims, {TOKEN: Part(TOKEN_TYPE, token)}))
+    expected = Expected(**{name: getattr(CLAIMS, name) for name in Expected.__struct_fields__})
+    codes = []
+    for _ in range(2):
+        with pytest.raises(AttestError) as caught:
+            verifier.appraise(evidence, expected, now=NOW)
+        codes.append(caught.value.code)
+        body = tokens.jwks(tokens.jwk(tokens.fixed_key(), kid="k1"))
+        store.put(make_record(Item("jwks", ISSUER), url=ISSUER, fetched_at=NOW, body=body))
+        await one.refresh()
+    assert codes[0] == "kid_unknown" and codes[1] != "kid_unknown"
+
+
 def test_the_issuers_of_a_policy() -> None:
     text = f'id = "x"\n[maa]\nissuers = ["{ISSUER}"]\nunsafe_any_measurement = true\n'
     assert issuers_of(parse_policy(text)) == (ISSUER,)
@@ -157,6 +191,7 @@ def test_the_issuers_of_a_policy() -> None:
         ({"tdx_platforms": ("90c06f",)}, "collateral.tdx_platforms"),
         ({"snp_products": ("Rome",)}, "collateral.snp_products"),
         ({"token_issuers": ("issuer",)}, "collateral.token_issuers"),
+        ({"token_issuers": ("http://issuer.example",)}, "collateral.token_issuers"),
         ({"intel_url": "http://mirror.example"}, "collateral.intel_url"),
     ],
 )
