@@ -3,7 +3,7 @@
 The files, in the order in which a request meets them (import contracts in ``pyproject.toml`` hold them to it):
 
 start-up:   ``cli`` → ``config`` → ``config_rules`` → ``node`` → ``proxy`` or ``agent`` (these: the composition root)
-processes:  ``cli`` → ``plan`` → ``launcher`` → ``supervisor`` → ``worker`` → ``node``
+processes:  ``cli`` → ``plan`` → ``launcher`` → ``supervisor`` → ``worker`` → ``node``; spans: ``exporter``
 bytes in:   ``listener`` → ``tls`` → ``connection`` (with ``bodies``, ``deadlines``) → ``_fastpath`` → ``message``
 the chain:  ``exchange`` → ``middleware`` (``CHAIN`` is the order) through ``ports``
 bytes out:  ``routes`` → ``targets`` → ``upstream`` (with ``hops``, ``connectors``) → ``_fastpath`` → ``connection``
