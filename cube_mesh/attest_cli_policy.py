@@ -60,18 +60,39 @@ def policy_check(file: PolicyFile) -> None:
 
 
 @policy_app.command("init")
-def policy_init(file: From, policy_id: Id = "first") -> None:
-    """Write a strict policy from a report, quote, HCL report, token or collection. The evidence is not verified."""
+def policy_init(
+    file: From,
+    policy_id: Id = "first",
+    endorsements: Annotated[
+        list[Path] | None, typer.Option("--endorsements", help="sev-snp, tdx: verify with these first. Repeatable.")
+    ] = None,
+) -> None:
+    """Write a strict policy from a report, quote, HCL report, token or collection, verified only by endorsements."""
     from attest.policy_init import draft_policy
 
+    raw = _read(file)
     with _errors():
-        draft = draft_policy(_read(file), policy_id)
+        draft = draft_policy(raw, policy_id)
+    if endorsements:
+        _verify(draft.format, raw, tuple(_read(path) for path in endorsements))
     print(draft.text, end="")
-    _remark(f"{draft.format}: NOT verified; `cube-mesh attest verify --policy` does that. Pinned as found:")
+    state = "verified now" if endorsements else "NOT verified; `cube-mesh attest verify --policy` does that"
+    _remark(f"{draft.format}: {state}. Pinned as found:")
     for name in draft.pinned:
         _remark(f"  {name}")
     for note in draft.notes:
         _remark(f"note: {note}")
+
+
+def _verify(kind: str, raw: bytes, endorsements: tuple[bytes, ...]) -> None:
+    from attest.offline import Case, judge
+
+    if kind not in ("sev-snp", "tdx"):
+        raise typer.BadParameter(f"has no meaning with {kind}", param_hint="--endorsements")
+    answer = judge(Case(scheme=kind, evidence=raw, now=time.time(), endorsements=endorsements, verify_only=True))
+    if answer.verdict != "accept":
+        _remark(f"cube-mesh: {answer.reason}: {answer.detail}")
+        raise typer.Exit(MALFORMED if answer.malformed else REFUSED)
 
 
 @policy_app.command("import")

@@ -72,6 +72,28 @@ def test_init_from_real_evidence(name: str, tmp_path: Path) -> None:
     assert _run("policy", "check", tmp_path / "p.toml")[0] == 0
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # every VCEK's is 0
+def test_init_of_verified_evidence(tmp_path: Path) -> None:
+    from .support.require import vectors
+
+    cases = json.loads((vectors() / "cases.json").read_text())
+    case = next(c for c in cases if c["scheme"] == "sev-snp" and c["default"] == "accept" and c["endorsements"])
+    report, files = vectors() / case["evidence"], [vectors() / name for name in case["endorsements"]]
+    given = [option for file in files for option in ("--endorsements", file)]
+    code, text, remarks = _run("policy", "init", "--from", report, *given)
+    assert code == 0 and "sev-snp: verified now" in remarks
+    (tmp_path / "p.toml").write_text(text)
+    now = ("--now", case["now"], "--policy", tmp_path / "p.toml")
+    assert _run("verify", "--scheme", "sev-snp", "--evidence", report, *given, *now)[0] == 0
+    damaged = bytearray(report.read_bytes())
+    damaged[0x90] ^= 1
+    (tmp_path / "r").write_bytes(damaged)
+    code, text, _ = _run("policy", "init", "--from", tmp_path / "r", *given)
+    assert (code, text) == (1, "")
+    (tmp_path / "b").write_bytes(SOURCES["collection"][0])
+    assert _run("policy", "init", "--from", tmp_path / "b", *given)[0] == 2
+
+
 def test_init_without_evidence(tmp_path: Path) -> None:
     (tmp_path / "e").write_bytes(b"no evidence")
     assert _run("policy", "init", "--from", tmp_path / "e")[0] == 3
