@@ -207,6 +207,8 @@ NO_UPSTREAM = "there is none: nothing could be forwarded"
         ({"attestation__attester": ""}, "attestation.attester", 'says "none"'),
         ({"audit__path": "/"}, "audit.path", "is a directory"),
         ({"audit__path": ""}, "audit.path", "every request is audited"),
+        ({"audit__rotate_bytes": 4095}, "audit.rotate_bytes", "at least 4096"),
+        ({"audit__max_spool_bytes": 536_870_911}, "audit.max_spool_bytes", "two files"),
         ({"tracing__otlp_endpoint": "collector:4318"}, "tracing.otlp_endpoint", "http or https"),
     ],
 )
