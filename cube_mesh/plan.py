@@ -48,12 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def worker_count(role: Role, settings: Settings) -> int:
-    """How many workers the settings mean; 0: everything in one process.
-
-    An agent's default is one, as long as each worker has a keeper of its own: they would share the TPM.
-    """
-    if role == "agent" and settings.workers < 0:
-        return 1
+    """How many workers the settings mean; 0: everything in one process."""
     return len(os.sched_getaffinity(0)) if settings.workers < 0 else settings.workers
 
 

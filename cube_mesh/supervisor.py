@@ -30,6 +30,7 @@ from cube_mesh.errors import PeerError
 from cube_mesh.exchange import Exchange
 from cube_mesh.exporter_process import ExporterProcess
 from cube_mesh.health import Health
+from cube_mesh.keeper_child import KeeperChild
 from cube_mesh.message import Response, error_response
 from cube_mesh.ports import Done
 from cube_mesh.restarts import Slot, unready
@@ -63,6 +64,7 @@ class Supervisor:
         )  # fmt: skip
         self._slots = [Slot() for _ in range(plan.workers)]
         self._workers: dict[int, WorkerProcess] = {}
+        self._keeper = KeeperChild(plan, plan_fd)
         mine = plan.supervisor_region
         numbers = Metrics(slab=slab.attach(plan.slab_fd, mine, _PATIENCE_S))
         self._regions = slab.regions(plan.slab_fd)
@@ -93,9 +95,11 @@ class Supervisor:
         local = await self._listen_locally()
         exporter = ExporterProcess(self._plan, self._plan_fd)
         exporter.start()
+        self._keeper.start()
         for index in range(self._plan.workers):
             self._start(index)
         await self._over.wait()
+        await self._keeper.close()
         await exporter.close()
         if local is not None:
             local.close()
@@ -110,7 +114,9 @@ class Supervisor:
             return
         plan = self._plan
         fds = [fd for fd in (self._plan_fd, plan.tenants_fd, plan.slab_fd, plan.spans_fd) if fd >= 0]
-        worker = WorkerProcess(index, fds, partial(self._reported, index), partial(self._ended, index))
+        worker = WorkerProcess(
+            index, fds, self._keeper.workers_fd, partial(self._reported, index), partial(self._ended, index)
+        )
         self._workers[index] = worker
         self._slots[index].started()
         self._run(worker.watch())
@@ -235,7 +241,11 @@ class Supervisor:
 
     def _restarted(self) -> dict[str, int]:
         """In this life of the supervisor, its own start included; the lives before are in its region."""
-        return {"supervisor": int(self._restarts > 0), "worker": sum(slot.restarts for slot in self._slots)}
+        return {
+            "supervisor": int(self._restarts > 0),
+            "worker": sum(slot.restarts for slot in self._slots),
+            "keeper": self._keeper.restarts,
+        }
 
 
 def _own_process() -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""One worker of a node: ``python -m cube_mesh.worker <supervisor's pid> <plan> <link> <index>``.
+"""One worker of a node: ``python -m cube_mesh.worker <supervisor's pid> <plan> <link> <index> <keeper>``.
 
 The same node as in one process, with the listening socket inherited, no local listener, and the supervisor in the place
 of signals: a signal that the service manager or a terminal sends to every process of the node is never the second one.
@@ -42,14 +42,15 @@ class Orders:
         self.now.set()
 
 
-async def _serve(plan: plans.Plan, link: socket.socket, index: int) -> int:
+async def _serve(plan: plans.Plan, link: socket.socket, index: int, keeper_fd: int) -> int:
     loop = asyncio.get_running_loop()
     listener = socket.socket(fileno=plan.tenants_fd)
     settings = plans.share(plan.settings, plan.workers)
     numbers = slab.attach(plan.slab_fd, index, _PATIENCE_S)
+    keeper = socket.socket(fileno=keeper_fd) if keeper_fd >= 0 else None
     place = Place(
-        worker=index, listener=listener, instance=plan.instance, slab=numbers, spans_fd=plan.spans_fd
-    )  # fmt: skip
+        worker=index, listener=listener, instance=plan.instance, slab=numbers, spans_fd=plan.spans_fd, keeper=keeper
+    )
     node = Node(plan.role, settings, place)
     orders = Orders(loop, node)
     end = WorkerEnd(lambda: Report(node.checks()), orders)
@@ -60,14 +61,14 @@ async def _serve(plan: plans.Plan, link: socket.socket, index: int) -> int:
 
 
 def main() -> int:
-    parent, plan_fd, link_fd, index = map(int, sys.argv[1:])
+    parent, plan_fd, link_fd, index, keeper_fd = map(int, sys.argv[1:])
     process.die_with(parent)
     process.harden()
     plan = plans.read(plan_fd)
     link = socket.socket(fileno=link_fd)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(plan, link, index))
+            return runner.run(_serve(plan, link, index, keeper_fd))
     except ConfigError as error:
         print(f"cube-mesh: worker {index}: {error}", file=sys.stderr)
         return EX_CONFIG

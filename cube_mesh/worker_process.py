@@ -20,16 +20,22 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, index: int, fds: Sequence[int], on_report: Callable[[], None], on_end: Callable[[int], None]
+        self,
+        index: int,
+        fds: Sequence[int],
+        keeper_fd: int,
+        on_report: Callable[[], None],
+        on_end: Callable[[int], None],
     ) -> None:
-        """``fds``: the descriptors of the plan, which is its first, and of the listening socket."""
+        """``fds``: what it inherits, the plan first; -1 counts as none. ``keeper_fd``: to meet the keeper, or -1."""
         self.index = index
         self.report = _NOTHING
         self._on_report, self._on_end = on_report, on_end
         self._ours, theirs = socket.socketpair()
         with theirs:
+            inherited = [fd for fd in (*fds, theirs.fileno(), keeper_fd) if fd >= 0]
             self._popen = process.spawn(
-                "cube_mesh.worker", fds[0], theirs.fileno(), index, pass_fds=(*fds, theirs.fileno())
+                "cube_mesh.worker", fds[0], theirs.fileno(), index, keeper_fd, pass_fds=inherited
             )
         self._ended = os.pidfd_open(self._popen.pid)
         self._asked: list[asyncio.Future[bool]] = []
