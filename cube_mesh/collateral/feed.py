@@ -28,7 +28,6 @@ from cube_mesh.collateral.store import Store
 from cube_mesh.errors import ConfigError
 from cube_mesh.https import check_url
 from cube_mesh.settings import Collateral
-from cube_mesh.telemetry.metrics import NodeCollector
 
 __all__ = ["Appraiser", "Feed", "FedVerifier", "feed_from_settings"]
 
@@ -40,6 +39,13 @@ class Appraiser(Protocol):
     """What judges evidence under one policy: a ``Verifier``, or one that is fed."""
 
     def appraise(self, raw: bytes, expected: Expected, *, now: float) -> AttestationResult: ...
+
+
+class Numbers(Protocol):
+    """Where numbers for metrics are registered: telemetry's collector."""
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None: ...
+    def counter(self, name: str, text: str, label: str, read: Callable[[], dict[str, int]]) -> None: ...
 
 
 class Feed:
@@ -65,7 +71,7 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._failing: dict[Item, str] = {}
 
-    def register(self, collector: NodeCollector) -> None:
+    def register(self, collector: Numbers) -> None:
         """Show this feed in the node's metrics; once, in the process that runs it."""
         collector.counter("cube_collateral_fetches", "Fetches of collateral, by their end.", "result", self.fetches)
         collector.gauge("cube_collateral_missing_items", "Items wanted and not usable.", lambda: len(self.missing()))
