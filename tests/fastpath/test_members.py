@@ -43,7 +43,8 @@ def test_it_agrees_with_the_general_reader(members: dict[str, Any], ascii_only: 
     "body",
     [
         b'{"model":"a","model":"b"}', b'{"model":"a","Model":"b"}', b'{"model":1}', b'{"stream":1}',
-        b'{"stream":"true"}', b'{"max_tokens":1.5}', b'{"max_tokens":true}', b'{"temperature":"1"}', b'{"mod\\u0065l":"a","model":"b"}',
+        b'{"stream":"true"}', b'{"max_tokens":1.5}', b'{"max_tokens":true}', b'{"temperature":"1"}',
+        b'{"mod\\u0065l":"a","model":"b"}',
         b'{"model":"a"', b"[]", b'{"model":"a"}x', b'{"model":"' + b"m" * 257 + b'"}',
     ],
 )  # fmt: skip
