@@ -7,7 +7,7 @@ from functools import partial
 
 from cube_mesh.connection import Downstream
 from cube_mesh.errors import ConfigError
-from cube_mesh.keeper import Keeper, keeper_from_settings
+from cube_mesh.keeper import Keeper, count_attaches, count_sessions, keeper_from_settings
 from cube_mesh.listener import bind, is_loopback
 from cube_mesh.middleware import agent_chain
 from cube_mesh.parts import Parts, route_table
@@ -31,6 +31,9 @@ class AgentRole:
             if parts.place.keeper is not None
             else keeper_from_settings(settings, "agent")
         )
+        count_attaches(self._keeper.sessions, parts.collector)
+        if isinstance(self._keeper, Keeper):
+            count_sessions(self._keeper, parts.collector)
         self._targets = build_targets(settings.upstreams, settings.timeouts, settings.limits, parts.sweeper, None)
         self._export = parts.export()
         routes = route_table(settings.routes, settings.upstreams)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -45,7 +45,7 @@ from cube_mesh.tls.identity import (
     validity_window,
 )
 from cube_mesh.tls.keeping import Sessions
-from cube_mesh.tls.port import CLAIMS_ONLY
+from cube_mesh.tls.port import CLAIMS_ONLY, SessionsPort
 from cube_mesh.tls.reasons import Refusal
 
 _log = logging.getLogger(__name__)
@@ -229,6 +229,26 @@ class Keeper:
                 self._memo.clear()
             self._memo[key] = known
         return known
+
+
+class Numbers(Protocol):
+    """Where numbers for metrics are registered: telemetry's collector."""
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None: ...
+    def counter(self, name: str, text: str, label: str, read: Callable[[], dict[str, int]]) -> None: ...
+
+
+def count_sessions(keeper: Keeper, numbers: Numbers) -> None:
+    """The keeper's own families, in whatever process it is. docs/metrics.md."""
+    sessions = keeper.sessions
+    numbers.gauge("cube_sessions_active", "Attested sessions that take connections.", lambda: sessions.active)
+    numbers.counter("cube_sessions", "What happened to sessions.", "event", lambda: sessions.counts)
+    numbers.counter("cube_quotes", "Quotes asked of the TEE or TPM.", "role", lambda: {keeper.role: keeper.quotes})
+
+
+def count_attaches(sessions: SessionsPort, numbers: Numbers) -> None:
+    """How connections under a session fared, in a process that has them."""
+    numbers.counter("cube_session_attaches", "Attempts to attach.", "reason", lambda: sessions.live.attaches)
 
 
 def read_boot_id() -> bytes:

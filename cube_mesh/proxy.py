@@ -10,7 +10,7 @@ from cube_mesh.authz import DomainAuthorizer, load_roles
 from cube_mesh.connection import Downstream
 from cube_mesh.forwarded import Trust
 from cube_mesh.identity import build_authenticator
-from cube_mesh.keeper import Keeper, keeper_from_settings
+from cube_mesh.keeper import Keeper, count_attaches, count_sessions, keeper_from_settings
 from cube_mesh.listener import Acceptor, bind_edge
 from cube_mesh.middleware import proxy_chain
 from cube_mesh.parts import Parts, route_table
@@ -40,6 +40,9 @@ class ProxyRole:
                 if parts.place.keeper is not None
                 else keeper_from_settings(settings, "proxy")
             )
+            count_attaches(self._keeper.sessions, parts.collector)
+            if isinstance(self._keeper, Keeper):
+                count_sessions(self._keeper, parts.collector)
         self._authenticator = build_authenticator(settings.identity)
         authorizer = DomainAuthorizer(settings.identity.domains, load_roles(settings.authz.roles_file))
         self._targets = build_targets(

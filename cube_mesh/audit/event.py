@@ -104,6 +104,9 @@ class Channel(msgspec.Struct, frozen=True):
     peer_cert_serial: str | None = None
     confidential: bool | None = None
     simulated: bool = False
+    attested_session: str | None = None
+    attested_session_generation: int | None = None
+    attested_session_age_s: float | None = None
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -200,6 +203,9 @@ def _facts(channel: ChannelAttestation) -> Channel:
         channel.peer_cert_serial,
         channel.confidential,
         channel.simulated,
+        channel.session or None,
+        channel.session_generation or None,
+        round(channel.session_age_s, 3) if channel.session else None,
     )
 
 

@@ -129,6 +129,7 @@ class AttestedConnector:
         except asyncio.CancelledError:
             opening.abort()
             raise
+        self._keeper.sessions.live.attempted(event.mode, event.reason)
         self._on_gate(event)
         return event, inner
 
@@ -201,6 +202,7 @@ class AttestedServer:
 
     def _on_end(self, event: GateEvent, _inner: asyncio.Protocol | None) -> None:
         self._opening -= 1
+        self._keeper.sessions.live.attempted(event.mode, event.reason)
         self._on_gate(event)
 
     def _plan(self) -> Plan:

@@ -28,13 +28,19 @@ class Standing:
 
 
 class LiveChannels:
-    """Channels by peer."""
+    """Channels by peer. ``attaches`` counts how attempts of this process to attach ended, "ok" or the reason."""
 
     def __init__(self) -> None:
+        self.attaches: dict[str, int] = {}
         self._by_peer: dict[str, set[Standing]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._by_peer.values()))
+
+    def attempted(self, mode: str, reason: str) -> None:
+        """An attempt to open a channel ended; only those of mode "attach" count."""
+        if mode == "attach":
+            self.attaches[reason] = self.attaches.get(reason, 0) + 1
 
     def add(self, standing: Standing) -> None:
         self._by_peer.setdefault(standing.session.peer_id, set()).add(standing)
