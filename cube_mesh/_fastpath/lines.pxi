@@ -31,24 +31,18 @@ cdef class LineBuffer:
     cdef Py_ssize_t _size
     cdef Py_ssize_t _room
 
-    def __cinit__(self):
-        self._room = 4096
-        self._data = <unsigned char *>PyMem_Malloc(self._room)
-        if self._data == NULL:
-            raise MemoryError
-
     def __dealloc__(self):
         PyMem_Free(self._data)
 
     cdef unsigned char *need(self, Py_ssize_t size) except NULL:
         """Where the next ``size`` bytes go: there is room for them."""
         cdef unsigned char *data
-        if self._room - self._size < size:
-            data = <unsigned char *>PyMem_Realloc(self._data, 2 * (self._size + size))
+        if self._data == NULL or self._room - self._size < size:
+            data = <unsigned char *>PyMem_Realloc(self._data, 2 * (self._size + size) + 4096)
             if data == NULL:
                 raise MemoryError
             self._data = data
-            self._room = 2 * (self._size + size)
+            self._room = 2 * (self._size + size) + 4096
         return self._data + self._size
 
     cdef int raw(self, const char *data, Py_ssize_t size) except -1:
