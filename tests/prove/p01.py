@@ -93,7 +93,7 @@ def streaming(full: bool, scratch: Path) -> Held:
         return Held(middle <= 1.0 and high <= 5.0 and whole, figures, "python -m tests.prove 01 --only streaming")
 
     (scratch / "streams").mkdir()
-    return _with_mesh(scratch, measured)
+    return with_mesh(scratch, measured)
 
 
 def cancel(full: bool, scratch: Path) -> Held:
@@ -184,7 +184,7 @@ LINES = [
 ]  # fmt: skip
 
 
-def _with_mesh(scratch: Path, measured: Callable[[Mesh], T]) -> T:
+def with_mesh(scratch: Path, measured: Callable[[Mesh], T]) -> T:
     if not shutil.which("swtpm"):
         raise SystemExit("this proof needs swtpm and tpm2-tools: bash deploy/machine.sh tools")
     with software_tpm() as tcti:
@@ -196,4 +196,4 @@ def _with_way(scratch: Path, measured: Callable[[Way], Awaitable[T]]) -> T:
         async with whole_way(mesh, scratch / "way") as way:
             return await measured(way)
 
-    return _with_mesh(scratch, lambda mesh: asyncio.run(run(mesh)))
+    return with_mesh(scratch, lambda mesh: asyncio.run(run(mesh)))

@@ -50,6 +50,11 @@ class Node(Child):
         """0 when there is none at the moment."""
         return next(iter(children(self.pid, "cube_mesh.supervisor")), 0)
 
+    @property
+    def keeper_pid(self) -> int:
+        """0 when there is none at the moment."""
+        return next(iter(children(self.supervisor_pid, "cube_mesh.keeper_main")), 0)
+
     def worker_pids(self) -> dict[int, int]:
         """Worker's index to its pid."""
         found = children(self.supervisor_pid, "cube_mesh.worker")
