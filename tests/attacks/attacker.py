@@ -26,6 +26,7 @@ from cube_mesh.tls.connector import AttestedServer
 from cube_mesh.tls.frames import Frame, FrameDecoder, FrameType, encode_frame
 from cube_mesh.tls.gate import channel_binding
 from cube_mesh.tls.identity import Leaf, SpiffeId, parse_spiffe_id
+from cube_mesh.tls.keeping import Sessions
 from cube_mesh.tls.verdict import Result, encode_result
 from tests.tls.mesh import AGENT, PROXY, SETTINGS, Agent, Mesh, Recorder, connector
 
@@ -246,6 +247,7 @@ class LyingKeeper:
     ) -> None:
         self.node_id: SpiffeId = parse_spiffe_id(node_id)
         self.leaf, self.roots = leaf, roots
+        self.sessions = Sessions()
         self._evidence = evidence
 
     async def evidence(self, role: Role, phase: Phase, **channel: Any) -> bytes:
