@@ -23,6 +23,7 @@ from typing import Any
 
 import uvloop
 
+from bench import processes
 from bench.load import measure, systems
 from tests.edge.crowd import Backend, Ended, slow_body, slow_head, slow_reader
 from tests.edge.door import CHAT, RED, metric, open_door, resident
@@ -37,7 +38,7 @@ TIMEOUTS = {"head_s": DEADLINE_S, "body_s": DEADLINE_S, "write_s": DEADLINE_S, "
 WATER = 65_536 + 262_144  # unsent at most for a slow reader, and one read of its upstream that goes on top
 SPACE = 32 * 2**20  # besides what waits for slow readers: the connections themselves, bodies begun, the allocator
 ROUNDS = ("base", "crowd", "again")
-HERE = ("taskset", "-c", "1", sys.executable, "-m", "tests.prove.crowded")
+HERE = (*systems.OTHERS, sys.executable, "-m", "tests.prove.crowded")
 
 
 @contextmanager
@@ -74,7 +75,7 @@ class Rounds:
 
     def carry_out(self, number: int) -> None:
         for kind in ROUNDS if number % 2 == 0 else reversed(ROUNDS):
-            before = measure.cpu_s(self._proxy.pid)
+            before = processes.cpu_s(self._proxy.pid)
             if kind == "crowd":
                 with Child((*HERE, "crowd", str(self._proxy.port), str(self._each)), self._scratch / "crowd") as crowd:
                     with self._watched():
@@ -83,7 +84,7 @@ class Rounds:
                 self.ended.append([Ended(*one) for one in json.loads(crowd.output)])
             else:
                 times = self._honest(ROUND_S)
-            self.cpu_us[kind].append((measure.cpu_s(self._proxy.pid) - before) / len(times) * 1e6)
+            self.cpu_us[kind].append((processes.cpu_s(self._proxy.pid) - before) / len(times) * 1e6)
             self.p99_us[kind].append(times[len(times) * 99 // 100])
 
     def _honest(self, seconds: int) -> list[int]:
@@ -92,7 +93,7 @@ class Rounds:
         body.write_bytes(chat())
         log.unlink(missing_ok=True)
         argv = [
-            *("taskset", "-c", measure.GENERATOR_CORE, "h2load", "--h1", "-t1", f"-c{CONNECTIONS}", f"-D{seconds}"),
+            *(*systems.OTHERS, "h2load", "--h1", "-t1", f"-c{CONNECTIONS}", f"-D{seconds}"),
             *(f"--rps={RATE // CONNECTIONS}", f"--log-file={log}", "-d", str(body)),
             *("-H", f"authorization: {bearer(RED.key)['authorization']}", self._proxy.url + CHAT),
         ]

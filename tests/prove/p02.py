@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.load import measure, systems
-from bench.load.__main__ import body, interleaved
+from bench.load.run import body, interleaved
 from bench.micro import parse
 from tests.edge.door import CHAT, RED, open_door
 from tests.edge.test_dropped import GROWTH, drop
@@ -125,7 +125,10 @@ def cost(full: bool, scratch: Path) -> Held:
         before, running = stack.enter_context(spine(scratch)), []
         for name, tree in (("before", before), ("now", ROOT), ("before again", before)):
             launcher = (*systems.GATEWAY, "env", "-C", str(tree))
-            node = stack.enter_context(open_door(scratch / name.replace(" ", "-"), url, launcher=launcher))
+            workers = 0 if tree is ROOT else None
+            node = stack.enter_context(
+                open_door(scratch / name.replace(" ", "-"), url, launcher=launcher, workers=workers)
+            )
             running.append(systems.System(name, node.url, {name: node.pid}, {}))
         for system in running:
             measure.full_speed(system, request, 1)

@@ -34,7 +34,8 @@ class Node(Child):
         self.local_port = metrics.setdefault("port", free_port())
         directory.mkdir(parents=True, exist_ok=True)
         file = directory / f"{role}.toml"
-        config = {"workers": 0, **config}  # one process, so that ``pid`` is the one that serves
+        defaults = {"workers": 0}  # one process, so that ``pid`` is the one that serves; None: an older version
+        config = {key: value for key, value in {**defaults, **config}.items() if value is not None}
         file.write_text(to_toml({**config, "listen": listen, "metrics": metrics}))
         argv = (*launcher, sys.executable, "-m", "cube_mesh", role, "--config", str(file))
         super().__init__(argv, directory / f"{role}.log", environ=environ)
