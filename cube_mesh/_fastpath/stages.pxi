@@ -1,6 +1,8 @@
 # The gates on their common path, and the chain that calls them. Each is the base of a class in middleware/, which says
 # what the stage is for and has the rest: what is refused there is decided there.
 
+from cube_mesh.ports import Principal as _Principal
+
 cdef extern from "Python.h":
     object PyUnicode_New(Py_ssize_t size, unsigned int largest)
 

@@ -1,8 +1,9 @@
-"""An open attested channel: an asyncio Protocol towards TCP, a Transport towards the application's protocol.
+"""An open attested channel: an asyncio Protocol towards TCP, a Transport (by its methods) towards the application's.
 
-It exists only after the gate has opened (``opening`` makes it), so no application byte can pass before. A record costs
-one ``bio_write``, one ``recv`` and one call of the inner protocol; plaintext is never buffered, ciphertext only in the
-TCP transport, whose water marks reach the inner protocol as ``pause_writing`` and ``resume_writing``.
+It exists only after the gate has opened (``opening`` makes it), so no application byte can pass before. Records are
+moved in C (``_fastpath/records.pxi``): reading and writing are there, what ends a channel is here. Plaintext is never
+buffered, ciphertext only in the TCP transport, whose water marks reach the inner protocol as ``pause_writing`` and
+``resume_writing``.
 """
 
 from __future__ import annotations
@@ -11,15 +12,26 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
+from cryptography.hazmat.bindings._rust import _openssl
 from OpenSSL import SSL
 
+from cube_mesh._fastpath import ChannelCore
 from cube_mesh.ports import ChannelAttestation
 
-MAX_RECORD = 16_384  # plaintext of one TLS 1.3 record (RFC 8446 §5.1)
 _HEADER = 5
-_SPARE = 512  # record overhead, and a KeyUpdate that leaves together with data
+
+
+def _address(of: Any) -> int:
+    return int(_openssl.ffi.cast("uintptr_t", of))
+
+
+# pyOpenSSL's own way to a record goes through several Python frames and an exception for "no more": more work than the
+# record itself. It stays the owner of the session, and says what a failure was.
+_FUNCTIONS = tuple(
+    _address(_openssl.ffi.addressof(_openssl.lib, name)) for name in ("SSL_read", "SSL_write", "BIO_read", "BIO_write")
+)
 
 
 class TruncatedStream(ConnectionError):
@@ -34,7 +46,7 @@ class ChannelRevoked(ConnectionError):
     """What was accepted about the peer no longer holds: it has booted again, or no longer passes its policy."""
 
 
-class Channel(asyncio.Protocol, asyncio.Transport):
+class Channel(ChannelCore, asyncio.Protocol):
     """See the module. ``position`` has followed what ``tls`` was fed so far; ``info`` answers ``get_extra_info`` before
     the TCP transport is asked."""
 
@@ -47,16 +59,13 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         info: Mapping[str, Any],
     ) -> None:
         self._tls = tls
-        self._recv = tls.recv
-        self._bio_write = tls.bio_write
+        self._bind(tls, _FUNCTIONS, (_address(tls._ssl), _address(tls._into_ssl), _address(tls._from_ssl)))
         self._tcp = tcp
         self._tcp_write = tcp.write
         self._info = info
         self._error: Exception | None = None
         self._position = position
         self._aligned = position.aligned
-        self._paused = False
-        self._closing = False
         self._peer_closed = False
         self._expiry: asyncio.TimerHandle | None = None
         self.on_lost: Callable[[], None] | None = None
@@ -65,55 +74,43 @@ class Channel(asyncio.Protocol, asyncio.Transport):
     def start(self, rest: bytes, expires_in_s: float) -> None:
         """Hand over: connection_made, then what the peer has already sent; the expiry timer runs from here."""
         self._expiry = asyncio.get_running_loop().call_later(max(0.0, expires_in_s), self._expire)
-        self._inner.connection_made(self)
+        self._inner.connection_made(cast(asyncio.Transport, self))  # it is one, by its methods
         if rest and not self._closing:
             self._deliver(rest)
         self._drain()
 
     # --- from TCP ---
 
-    def data_received(self, data: bytes) -> None:
-        """Ciphertext in, plaintext to the inner protocol."""
-        if self._closing:
-            return
-        self._bio_write(data)
-        if (
-            self._aligned
-            and not self._paused
-            and len(data) > _HEADER
-            and len(data) == _HEADER + (data[3] << 8 | data[4])
-        ):
-            try:  # one whole record, the common case: spares the recv that only finds out that there is no more
-                plain = self._recv(MAX_RECORD)
-            except SSL.Error as error:
-                self._read_failed(error)
-            else:
-                self._deliver(plain)
-            return
+    def _followed(self, data: bytes) -> None:
         self._position.advance(data)
         self._aligned = self._position.aligned
-        self._drain()
 
-    def _drain(self) -> None:
-        """Deliver whole records until there are no more, or the inner protocol pauses or closes."""
-        recv = self._recv
-        while not self._paused and not self._closing:
-            try:
-                plain = recv(MAX_RECORD)
-            except SSL.Error as error:
-                self._read_failed(error)
-                return
-            self._deliver(plain)
-
-    def _read_failed(self, error: SSL.Error) -> None:
-        if isinstance(error, SSL.WantReadError):
-            return
-        if not isinstance(error, SSL.ZeroReturnError):
+    def _no_more(self, result: int) -> None:
+        """SSL_read gave nothing: it has no whole record, or the peer has closed, or the stream is broken."""
+        try:
+            self._raise(result)
+        except SSL.WantReadError:
+            pass
+        except SSL.ZeroReturnError:
+            if not self._peer_closed:
+                self._peer_closed = True
+                if not self._inner.eof_received():
+                    self.close()
+        except SSL.Error as error:
             self._break(error)
-        elif not self._peer_closed:
-            self._peer_closed = True
-            if not self._inner.eof_received():
-                self.close()
+
+    def _unwritten(self, result: int) -> None:
+        try:
+            self._raise(result)
+        except SSL.Error as error:
+            self._break(error)
+
+    def _raise(self, result: int) -> None:
+        self._tls._raise_ssl_error(self._tls._ssl, result)
+        raise SSL.Error("a record that came to nothing")
+
+    def _broken(self) -> None:
+        self._break(MemoryError("no room for ciphertext"))
 
     def eof_received(self) -> bool:
         """TCP ended. After close_notify the inner protocol may go on writing; without one the stream is broken."""
@@ -159,21 +156,6 @@ class Channel(asyncio.Protocol, asyncio.Transport):
 
     # --- to TCP, for the inner protocol ---
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Encrypt and send; after ``close`` the data is dropped, as by asyncio's own transports."""
-        if self._closing or not data:
-            return
-        size = len(data)
-        try:
-            if size <= MAX_RECORD:
-                self._tls.send(data)
-            else:
-                self._send_records(data)
-        except SSL.Error as error:
-            self._break(error)
-            return
-        self._flush(size + (size >> 8) + _SPARE)
-
     def writelines(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
         """As one ``write``: small parts share a record."""
         self.write(b"".join(parts))
@@ -185,7 +167,7 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         self._closing = True
         with suppress(SSL.Error):  # a session that is broken cannot say goodbye: the peer sees a truncated stream
             self._tls.shutdown()
-            self._flush(_SPARE)
+            self._flush()
         self._tcp.close()
 
     def abort(self) -> None:
@@ -231,34 +213,17 @@ class Channel(asyncio.Protocol, asyncio.Transport):
         if not isinstance(protocol, asyncio.Protocol):
             raise TypeError("an attested channel carries an asyncio.Protocol")
         self._inner = protocol
-        self._deliver: Callable[[bytes], None] = protocol.data_received
+        self._deliver = protocol.data_received
 
     def get_protocol(self) -> asyncio.Protocol:
         return self._inner
 
     # --- inside ---
 
-    def _send_records(self, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data)
-        sent = 0
-        while sent < len(view):
-            sent += self._tls.send(view[sent : sent + MAX_RECORD])
-
-    def _flush(self, room: int) -> None:
-        """Move ciphertext to TCP. ``room`` is more than was just written, so one read empties the BIO."""
-        while True:
-            try:
-                data = self._tls.bio_read(room)
-            except SSL.WantReadError:
-                return
-            self._tcp_write(data)
-            if len(data) < room:
-                return
-
     def _break(self, error: Exception) -> None:
         self._error = error
         with suppress(SSL.Error):
-            self._flush(_SPARE)  # the alert
+            self._flush()  # the alert
         self.abort()
 
     def _expire(self) -> None:

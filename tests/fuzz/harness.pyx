@@ -4,7 +4,19 @@
 The first byte of an input picks what is fuzzed, the second where it is cut, the rest is the data.
 """
 
-include "../../cube_mesh/_fastpath.pyx"
+include "../../cube_mesh/_fastpath/prelude.pxi"
+include "../../cube_mesh/_fastpath/chars.pxi"
+include "../../cube_mesh/_fastpath/target.pxi"
+include "../../cube_mesh/_fastpath/fields.pxi"
+include "../../cube_mesh/_fastpath/render.pxi"
+include "../../cube_mesh/_fastpath/body.pxi"
+include "../../cube_mesh/_fastpath/head.pxi"
+include "../../cube_mesh/_fastpath/json.pxi"
+include "../../cube_mesh/_fastpath/exchange.pxi"
+include "../../cube_mesh/_fastpath/members.pxi"
+include "../../cube_mesh/_fastpath/lines.pxi"
+
+import json
 
 cdef enum:
     MAX_HEAD = 300
