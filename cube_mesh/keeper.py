@@ -230,6 +230,13 @@ class Keeper:
             self._memo[key] = known
         return known
 
+    async def appraise_session(self, session: str, policy_name: str) -> AttestationResult:
+        """See ``KeeperPort``. Everything is verified again: another policy may have looked at less."""
+        agreed = self.sessions.named(session).agreed
+        if agreed.expected is None:
+            raise Refusal("session_unknown", session)
+        return await self.appraise(agreed.evidence, agreed.expected, policy_name)
+
 
 class Numbers(Protocol):
     """Where numbers for metrics are registered: telemetry's collector."""
@@ -360,7 +367,7 @@ def _simulated_collector(settings: Settings) -> Collector:
 
 
 def _verifiers(settings: Settings, feed: Feed | None) -> dict[str, Appraiser]:
-    """One per policy file that an attested upstream names; ``Upstream.policy`` is the name."""
+    """One per policy file that an attested upstream or a domain names; the file's name is the policy's."""
     verifiers: dict[str, Appraiser] = {}
     policies: dict[str, str] = {}
     for upstream in settings.upstreams:
@@ -369,14 +376,24 @@ def _verifiers(settings: Settings, feed: Feed | None) -> dict[str, Appraiser]:
         if policies.setdefault(upstream.node_id, upstream.policy) != upstream.policy:
             problem = f"{upstream.node_id} has another policy above; it has one session, and so one policy"
             raise ConfigError(problem, key=f"upstreams.{upstream.name}.policy")
-        try:
-            policy = load_policy(upstream.policy)
-        except AttestError as error:
-            raise ConfigError(str(error), key=f"upstreams.{upstream.name}.policy", where=upstream.policy) from error
-        simulated = settings.unsafe_allow_simulated
-        verifiers[upstream.policy] = (
-            FedVerifier(policy, feed, allow_simulated=simulated)
-            if feed is not None
-            else Verifier(policy, allow_simulated=simulated)
-        )
+        key = f"upstreams.{upstream.name}.policy"
+        verifiers[upstream.policy] = _verifier(settings, feed, upstream.policy, key)
+        if upstream.mode != "session" and any(domain.evidence_policy for domain in settings.identity.domains):
+            problem = 'must be "session": a domain has an evidence policy, and nothing else keeps the evidence for it'
+            raise ConfigError(problem, key=f"upstreams.{upstream.name}.mode")
+    for domain in settings.identity.domains:
+        if domain.evidence_policy:
+            key = f"identity.domains.{domain.id}.evidence_policy"
+            verifiers[domain.evidence_policy] = _verifier(settings, feed, domain.evidence_policy, key)
     return verifiers
+
+
+def _verifier(settings: Settings, feed: Feed | None, file: str, key: str) -> Appraiser:
+    try:
+        policy = load_policy(file)
+    except AttestError as error:
+        raise ConfigError(str(error), key=key, where=file) from error
+    simulated = settings.unsafe_allow_simulated
+    if feed is not None:
+        return FedVerifier(policy, feed, allow_simulated=simulated)
+    return Verifier(policy, allow_simulated=simulated)

@@ -50,6 +50,11 @@ class Appraise(_Tagged, frozen=True):
     policy: str
 
 
+class AppraiseSession(_Tagged, frozen=True):
+    session: str
+    policy: str
+
+
 class Register(_Tagged, frozen=True):
     session: Session
 
@@ -67,7 +72,7 @@ class Call(_Tagged, frozen=True):
     """A worker asks. ``number`` is of its own choice, and comes back."""
 
     number: int
-    what: Evidence | Appraise | Register | Find | To
+    what: Evidence | Appraise | AppraiseSession | Register | Find | To
 
 
 class Answer(_Tagged, frozen=True):

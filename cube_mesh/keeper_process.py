@@ -24,7 +24,7 @@ from cube_mesh.tls.sessions import Session
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.2  # between two looks for a change that workers must hear of
-_Lookup = wire.Evidence | wire.Appraise | wire.Register | wire.Find | wire.To
+_Lookup = wire.Evidence | wire.Appraise | wire.AppraiseSession | wire.Register | wire.Find | wire.To
 
 
 class KeeperServer:
@@ -150,6 +150,8 @@ async def _carry_out(keeper: Keeper, what: _Lookup) -> object:
             )
         case wire.Appraise(raw, expected, policy):
             return await keeper.appraise(raw, expected, policy)
+        case wire.AppraiseSession(name, policy):
+            return await keeper.appraise_session(name, policy)
         case wire.Register(session):
             return (await keeper.sessions.register(session)).without_evidence()
         case wire.Find(session_id):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -14,6 +14,7 @@ from cube_mesh.endpoints import EndpointTable
 from cube_mesh.health import Health
 from cube_mesh.hops import Hop
 from cube_mesh.middleware import Common
+from cube_mesh.ports import Target
 from cube_mesh.routes import RouteTable
 from cube_mesh.settings import RouteRule, Settings, Upstream
 from cube_mesh.telemetry.metrics import Metrics, NodeCollector
@@ -52,7 +53,14 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     write_line: Callable[[bytes], None]
     json_lines: bool
 
-    def common(self, node_id: str, routes: RouteTable, targets: dict[str, Hop], export: SpanSink | None) -> Common:
+    def common(
+        self,
+        node_id: str,
+        routes: RouteTable,
+        targets: dict[str, Hop],
+        export: SpanSink | None,
+        tenant_targets: Mapping[str, Mapping[str, Target]] | None = None,
+    ) -> Common:
         """What the stages need."""
         settings = self.settings
         builder = None
@@ -65,6 +73,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
             endpoints=self.endpoints,
             routes=routes,
             targets=targets,
+            tenant_targets=tenant_targets or {},
             admission=self.admission,
             numbers=self.numbers,
             write_line=self.write_line,

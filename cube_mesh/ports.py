@@ -115,6 +115,8 @@ class ChannelAttestation(msgspec.Struct, frozen=True):
     session: str = ""  # mode "attach": the session's name (a hash of its id), its generation, and how old it was
     session_generation: int = 0
     session_age_s: float = 0.0
+    tenant_policy_id: str = ""  # of the request's domain, when it has an evidence policy of its own
+    tenant_policy_digest: str = ""
 
 
 Verdict: TypeAlias = "Response | None"

@@ -22,6 +22,7 @@ from cube_mesh.targets import build_targets, split_url
 from cube_mesh.tls.connector import AttestedConnector
 from cube_mesh.tls.control import ControlLink
 from cube_mesh.tls.edge import EdgeCertificate
+from cube_mesh.tls.tenant import tenant_targets
 
 
 class ProxyRole:
@@ -55,7 +56,8 @@ class ProxyRole:
         parts.sweeper.add(Ageing(self._sink, settings.audit.rotate_s))
         self._trust = Trust(settings.listen.trusted_peers, settings.listen.forwarded)
         self._certificate = self._edge_certificate()
-        common = parts.common(node_id, routes, dict(self._targets), self._export)
+        own = tenant_targets(settings.identity.domains, self._targets, self._keeper)
+        common = parts.common(node_id, routes, dict(self._targets), self._export, own)
         chain = proxy_chain(common, self._authenticator, authorizer, self._sink)
         self._count_audit()
         parts.collector.counter("cube_observer_failures", "Observers that broke.", "stage", lambda: chain.failures)

@@ -144,9 +144,16 @@ class RemoteKeeper:
         answer = await self.call(wire.Appraise(raw, expected, policy_name))
         return msgspec.msgpack.decode(answer, type=AttestationResult)
 
+    async def appraise_session(self, session: str, policy_name: str) -> AttestationResult:
+        answer = await self.call(wire.AppraiseSession(session, policy_name))
+        return msgspec.msgpack.decode(answer, type=AttestationResult)
+
     # --- calls ---
 
-    async def call(self, what: wire.Evidence | wire.Appraise | wire.Register | wire.Find | wire.To) -> msgspec.Raw:
+    async def call(
+        self,
+        what: wire.Evidence | wire.Appraise | wire.AppraiseSession | wire.Register | wire.Find | wire.To,
+    ) -> msgspec.Raw:
         """The answer's value. Raises what the keeper raised, or Refusal ``keeper``: gone, late, or too much asked."""
         link = self._link
         if link is None or self._state is None:

@@ -125,6 +125,7 @@ class Domain(Section, frozen=True, kw_only=True):
     id: str  # canonical UUID
     name: str = ""  # for people
     members: tuple[Member, ...] = ()
+    evidence_policy: str = ""  # file; agents must pass it, too, before they see a byte of this domain; empty: none
     capture_content: bool = False  # reserved: a tenant's opt-in; nothing reads content without it
 
 

@@ -107,6 +107,8 @@ class Channel(msgspec.Struct, frozen=True):
     attested_session: str | None = None
     attested_session_generation: int | None = None
     attested_session_age_s: float | None = None
+    tenant_policy_id: str | None = None
+    tenant_policy_digest: str | None = None
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -206,6 +208,8 @@ def _facts(channel: ChannelAttestation) -> Channel:
         channel.session or None,
         channel.session_generation or None,
         round(channel.session_age_s, 3) if channel.session else None,
+        channel.tenant_policy_id or None,
+        channel.tenant_policy_digest or None,
     )
 
 

@@ -21,7 +21,7 @@ from cube_mesh.middleware.authn import Authn
 from cube_mesh.middleware.authz import Authz
 from cube_mesh.middleware.chain import Chain
 from cube_mesh.middleware.cors import Cors
-from cube_mesh.middleware.forward import Forward
+from cube_mesh.middleware.forward import Forward, TenantForward
 from cube_mesh.middleware.load import Load
 from cube_mesh.middleware.logging import Logging
 from cube_mesh.middleware.metrics import Metrics
@@ -47,6 +47,7 @@ __all__ = ["AGENT_CHAIN", "CHAIN", "Chain", "Common", "agent_chain", "proxy_chai
 class Common(msgspec.Struct, frozen=True):
     """What the stages of both roles need from the node. ``node_id`` is how records name it.
 
+    ``tenant_targets``: by domain, the targets of those that have their own (an evidence policy of theirs is asked).
     ``build_spans`` and ``emit_span`` are None when no trace endpoint is configured.
     """
 
@@ -60,6 +61,7 @@ class Common(msgspec.Struct, frozen=True):
     json_lines: bool
     build_spans: Callable[[Exchange], list[Any]] | None = None
     emit_span: Callable[[Any], None] | None = None
+    tenant_targets: Mapping[str, Mapping[str, Target]] = {}
     admission: Admission = msgspec.field(default_factory=lambda: Admission(Limits()))
 
 
@@ -82,6 +84,13 @@ def agent_chain(common: Common) -> Chain:
     return _chain(common, AGENT_CHAIN, {"peer": Peer(common.endpoints)})
 
 
+def _forward(common: Common) -> Forward:
+    limits = common.settings.limits
+    if not common.tenant_targets:
+        return Forward(common.targets, limits)
+    return TenantForward(common.targets, limits, common.tenant_targets)
+
+
 def _chain(common: Common, order: tuple[str, ...], own_of_role: dict[str, Any]) -> Chain:
     settings = common.settings
     recording = common.emit_span is not None
@@ -90,7 +99,7 @@ def _chain(common: Common, order: tuple[str, ...], own_of_role: dict[str, Any]) 
         "load": Load(common.admission),
         "metrics": Metrics(common.numbers),
         "route": Route(common.routes),
-        "forward": Forward(common.targets, settings.limits),
+        "forward": _forward(common),
         **own_of_role,
     }
     if settings.log.requests:

@@ -31,3 +31,15 @@ class Forward(ForwardGate):
 
     def _no_target(self) -> InternalError:
         return InternalError("no_target", "The server made a mistake.", detail="route without an upstream")
+
+
+class TenantForward(Forward):
+    """Gate. ``own``: by domain, the targets (by upstream) that it has instead of those of all others."""
+
+    def __init__(self, targets: Mapping[str, Target], limits: Limits, own: Mapping[str, Mapping[str, Target]]) -> None:
+        super().__init__(targets, limits)
+        self._own = {domain: Forward(theirs, limits) for domain, theirs in own.items()}
+
+    def enter(self, exchange: Exchange) -> None:
+        own = self._own.get(exchange.domain_id or "")
+        return super().enter(exchange) if own is None else own.enter(exchange)

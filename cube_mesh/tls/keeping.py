@@ -71,6 +71,10 @@ class Sessions:
     def find(self, session_id: bytes) -> Session:
         return self._table.find(session_id, self._clock())
 
+    def named(self, name: str) -> Session:
+        """The session that ``name_of`` names so; Refusal ``session_unknown``."""
+        return self._table.named(name, self._clock())
+
     def to(self, target: str, refused: bytes = b"") -> Session | Awaitable[Session]:
         session = self._table.with_agent(target, self._clock())
         if session is not None and session.id != refused:

@@ -82,6 +82,13 @@ class KeeperPort(Protocol):
         """Verify and appraise; raises ``attest.AttestError`` when the evidence is not accepted."""
         ...
 
+    async def appraise_session(self, session: str, policy_name: str) -> AttestationResult:
+        """Appraise under a further policy the evidence that a session stands on; ``session`` is its name.
+
+        Raises ``attest.AttestError`` when it is not accepted, Refusal ``session_unknown`` when there is none.
+        """
+        ...
+
 
 class GateEvent(msgspec.Struct, frozen=True):
     """How one attempt to open a channel ended: for the log, the metric and the audit event.

@@ -201,6 +201,14 @@ class SessionTable:
             raise Refusal("session_unknown", name_of(session_id))
         return session
 
+    def named(self, name: str, now: float) -> Session:
+        """The session with this name (``name_of``); Refusal ``session_unknown``."""
+        self.expire(now)
+        session = next((one for one in self if name_of(one.id) == name), None)
+        if session is None:
+            raise Refusal("session_unknown", name)
+        return session
+
     def with_agent(self, peer_id: str, now: float) -> Session | None:
         """The session to attach to ``peer_id`` under."""
         self.expire(now)

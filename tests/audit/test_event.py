@@ -71,6 +71,7 @@ def test_every_field_from_its_source() -> None:
         "tls_version": "TLSv1.3", "cipher_suite": "TLS_AES_128_GCM_SHA256", "peer_id": "spiffe://cube/agent/a1",
         "peer_cert_issuer": "CN=a1", "peer_cert_serial": "7", "confidential": False, "simulated": False,
         "attested_session": None, "attested_session_generation": None, "attested_session_age_s": None,
+        "tenant_policy_id": None, "tenant_policy_digest": None,
         "schema": SCHEMA, "event_type": "llm_request", "node_id": NODE, "unsafe": False,
     }  # fmt: skip
     assert report == {
@@ -92,6 +93,7 @@ def test_what_is_unknown_is_null_and_nothing_is_guessed() -> None:
         "attestation_error", "attestation_type", "attestation_mode", "attestation_nonce", "attestation_report",
         "atls_handshake_ms", "tls_version", "cipher_suite", "peer_id", "peer_cert_issuer", "peer_cert_serial",
         "confidential", "attested_session", "attested_session_generation", "attested_session_age_s",
+        "tenant_policy_id", "tenant_policy_digest",
     }  # fmt: skip
     assert (made["error_code"], made["error"], made["atls_handshake"]) == ("invalid_domain", "No domain.", False)
 
