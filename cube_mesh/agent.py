@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 from cube_mesh.connection import Downstream
 from cube_mesh.errors import ConfigError
 from cube_mesh.keeper import Keeper, count_attaches, count_sessions, keeper_from_settings
-from cube_mesh.listener import bind, is_loopback
+from cube_mesh.listener import Accepting, PlainAcceptor, bind, is_loopback
 from cube_mesh.middleware import agent_chain
 from cube_mesh.parts import Parts, route_table
 from cube_mesh.remote_keeper import RemoteKeeper, remote_keeper_from_settings
@@ -25,7 +24,7 @@ class AgentRole:
         if settings.unsafe_allow_simulated and not is_loopback(settings.listen.host):
             raise ConfigError("simulated evidence is served on loopback only", key="listen.host")
         self._parts = parts
-        self._server: asyncio.Server | None = None
+        self._server: Accepting | None = None
         self._keeper: Keeper | RemoteKeeper = (
             remote_keeper_from_settings(settings, "agent", parts.place.keeper)
             if parts.place.keeper is not None
@@ -61,7 +60,8 @@ class AgentRole:
         socket = self._parts.place.listener or bind(listen.host, listen.port, listen.backlog)
         await self._keeper.start()
         self._parts.health.checks["leaf"] = self._leaf_missing
-        self._server = await asyncio.get_running_loop().create_server(self._front, sock=socket, backlog=listen.backlog)
+        self._server = PlainAcceptor(socket, self._front, self._parts.place.accepts_at_once)
+        self._server.start()
 
     def reload(self) -> None:
         """An agent makes its leaf itself: there is nothing to read again."""
@@ -69,12 +69,17 @@ class AgentRole:
     def _leaf_missing(self) -> str:
         return "" if self._keeper.has_leaf else "this node has no valid leaf"
 
+    @property
+    def opening(self) -> int:
+        return self._server.opening if self._server is not None else 0
+
     def stop_listening(self) -> None:
         if self._server is not None:
-            self._server.close()
+            self._server.stop()
 
     async def close(self) -> None:
-        self.stop_listening()
+        if self._server is not None:
+            self._server.close()
         for target in self._targets.values():
             target.pool.close()
         await self._keeper.close()

@@ -33,6 +33,7 @@ from cube_mesh.ports import Transport
 from cube_mesh.service import Service, drop
 from cube_mesh.upstream import UpstreamConnection
 
+_LAST_REQUEST_S = 1.0  # for who is idle when the node is told to stop
 _END_S = 1.0  # from [DONE] to the end of the body
 _TINY = 16  # a piece that is too short to tell what it ends
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -90,7 +91,9 @@ class Downstream(DownstreamCore, asyncio.Protocol):
         service.sweeper.add(self)
         self.deadline = perf_counter() + service.timeouts.head_s
         self._admitted = self._admitted or service.admission.enter(self._client_ip, exempt=self._trusted)
-        if not self._admitted or service.draining:
+        if service.draining:
+            self.drain()
+        if not self._admitted:
             error = DependencyError("overloaded", "The server is at its limit.", status=503, retryable=True)
             self.transport.write(render(error_response(error), "", close=True))
             self._close()
@@ -133,10 +136,11 @@ class Downstream(DownstreamCore, asyncio.Protocol):
             self._upstream.resume()
 
     def drain(self) -> None:
+        """The next request is the last one. It may be under way already, so that who is idle has a moment for it."""
         if self.busy:
             self._close_after = True
-        elif not self._head_started:
-            self._close()
+        elif not (self._head_started or self._lingering or self._write_paused):
+            self.deadline = min(self.deadline, perf_counter() + _LAST_REQUEST_S)
 
     def cut(self) -> None:
         exchange = self._exchange

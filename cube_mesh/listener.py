@@ -19,7 +19,9 @@ from cube_mesh.forwarded import Trust
 from cube_mesh.proxy_protocol import HeaderReader
 from cube_mesh.settings import Listen
 
-_AT_ONCE = 64  # connections accepted before others get their turn
+AT_ONCE = 64  # connections accepted before others get their turn
+_AT_THE_END = 65_536
+_LAST_OPENING_S = 1.0
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _REST_S = 1.0
 _UNSENT_IN_KERNEL = 32_768  # without a bound it grows to megabytes for a client that does not read
@@ -73,8 +75,98 @@ class Opened(Protocol):
     def connected(self) -> bool: ...
 
 
-class Acceptor:
-    """Accepts on ``sock``, counts with ``admission`` from the first byte on, and hands over what has opened in time.
+class Accepting:
+    """Accepts on ``sock``. ``at_once``: connections in one turn of the loop. One of several processes takes 1, so that
+    a burst is spread over all that are idle; EPOLLEXCLUSIVE would give it to the one that listened last.
+    """
+
+    def __init__(self, sock: socket.socket, at_once: int) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._at_once = at_once
+        self._opening: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def opening(self) -> int:
+        """Connections that have been accepted and have no protocol yet."""
+        return len(self._opening)
+
+    def start(self) -> None:
+        """Accept from now on, in the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._listen()
+
+    def stop(self) -> None:
+        """No further connection. Those that waited are taken first: their clients have sent a request, perhaps. They,
+        and others that have not opened, have ``_LAST_OPENING_S`` for it.
+        """
+        if not self._closed:
+            self._take(_AT_THE_END)
+            self._closed = True
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
+            self._loop.call_later(_LAST_OPENING_S, self._drop)
+
+    def close(self) -> None:
+        """``stop``, and drop those that have not opened yet."""
+        self.stop()
+        self._drop()
+
+    def _drop(self) -> None:
+        for task in self._opening:
+            task.cancel()
+
+    def _listen(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._sock, self._accept)
+
+    def _accept(self) -> None:
+        error = self._take(self._at_once)
+        if error:
+            _log.error("cannot accept: %s; trying again in %.0f s", error, _REST_S)
+            self._loop.remove_reader(self._sock)
+            self._loop.call_later(_REST_S, self._listen)
+
+    def _take(self, most: int) -> str:
+        """Accept what waits; why there can be no more for a while, "" if there can."""
+        for _ in range(most):
+            try:
+                sock, address = self._sock.accept()
+            except BlockingIOError:
+                return ""
+            except OSError as error:
+                if error.errno not in _OUT_OF_DESCRIPTORS:
+                    continue  # of that one connection: accept(2) passes on what its network had to say
+                return str(error.strerror)
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            task = self._loop.create_task(self._guarded(sock, str(address[0])))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        return ""
+
+    async def _guarded(self, sock: socket.socket, peer: str) -> None:
+        """Open a connection; whatever goes wrong closes its socket."""
+        raise NotImplementedError
+
+
+class PlainAcceptor(Accepting):
+    """Hands over connections as they come; the protocol of ``make()`` counts them itself."""
+
+    def __init__(self, sock: socket.socket, make: Callable[[], asyncio.BaseProtocol], at_once: int = AT_ONCE) -> None:
+        super().__init__(sock, at_once)
+        self._make = cast(Callable[[], asyncio.Protocol], make)
+
+    async def _guarded(self, sock: socket.socket, peer: str) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._make, sock)
+        except (OSError, asyncio.CancelledError):
+            sock.close()
+
+
+class Acceptor(Accepting):
+    """Counts with ``admission`` from the first byte on, and hands over what has opened in time.
 
     ``make(address)`` gives the protocol of a client's address, which is counted already; ``context()`` the TLS context
     of the moment, None without TLS. Whoever may not come in is closed without an answer: before TLS there is none.
@@ -89,9 +181,9 @@ class Acceptor:
         listen: Listen,
         context: Callable[[], ssl.SSLContext] | None,
         on_protocol_error: Callable[[str], None],
+        at_once: int = AT_ONCE,
     ) -> None:
-        sock.setblocking(False)
-        self._sock = sock
+        super().__init__(sock, at_once)
         self._make = make
         self._admission = admission
         self._trust = trust
@@ -99,45 +191,6 @@ class Acceptor:
         self._context = context
         self._handshake_s = listen.tls.handshake_s
         self._on_protocol_error = on_protocol_error
-        self._opening: set[asyncio.Task[None]] = set()
-        self._closed = False
-
-    def start(self) -> None:
-        """Accept from now on, in the running loop."""
-        self._loop = asyncio.get_running_loop()
-        self._listen()
-
-    def close(self) -> None:
-        """No further connection; those that have not opened yet are dropped."""
-        if not self._closed:
-            self._closed = True
-            self._loop.remove_reader(self._sock)
-            self._sock.close()
-            for task in self._opening:
-                task.cancel()
-
-    def _listen(self) -> None:
-        if not self._closed:
-            self._loop.add_reader(self._sock, self._accept)
-
-    def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                sock, address = self._sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno not in _OUT_OF_DESCRIPTORS:
-                    continue  # of that one connection: accept(2) passes on what its network had to say
-                _log.error("cannot accept: %s; trying again in %.0f s", error.strerror, _REST_S)
-                self._loop.remove_reader(self._sock)
-                self._loop.call_later(_REST_S, self._listen)
-                return
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = self._loop.create_task(self._guarded(sock, str(address[0])))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
 
     async def _guarded(self, sock: socket.socket, peer: str) -> None:
         """Open; whatever goes wrong closes the socket and is counted, not logged: strangers cause it."""

@@ -44,9 +44,14 @@ _log = logging.getLogger("cube_mesh.node")
 
 
 class NodeRole(Protocol):
-    """A role that the node runs. ``start`` returns when it listens; ``stop_listening`` keeps what is open."""
+    """A role that the node runs. ``start`` returns when it listens; ``stop_listening`` keeps what is open, and the
+    connections that are ``opening``.
+    """
 
     service: Service
+
+    @property
+    def opening(self) -> int: ...
 
     async def start(self) -> None: ...
     def stop_listening(self) -> None: ...
@@ -208,7 +213,7 @@ class Node:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.timeouts.drain_s
         _log.info("draining: %d requests are running", role.service.in_flight)
-        while role.service.connections and loop.time() < deadline and not now.is_set():
+        while (role.service.connections or role.opening) and loop.time() < deadline and not now.is_set():
             await asyncio.sleep(_POLL_S)
         if role.service.connections:
             _log.warning("cutting %d connections", len(role.service.connections))

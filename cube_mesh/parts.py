@@ -13,6 +13,7 @@ from cube_mesh.deadlines import Sweeper
 from cube_mesh.endpoints import EndpointTable
 from cube_mesh.health import Health
 from cube_mesh.hops import Hop
+from cube_mesh.listener import AT_ONCE
 from cube_mesh.middleware import Common
 from cube_mesh.ports import Target
 from cube_mesh.routes import RouteTable
@@ -37,6 +38,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     slab: Slab | None = None
     spans_fd: int = -1
     keeper: socket.socket | None = None
+
+    @property
+    def accepts_at_once(self) -> int:
+        """Connections in one turn of the loop: a worker leaves the next one to whoever is idle."""
+        return AT_ONCE if self.worker is None else 1
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
+from socket import socket as Socket
 
 from cube_mesh.audit import Ageing, open_sink
 from cube_mesh.authz import DomainAuthorizer, load_roles
@@ -11,7 +11,7 @@ from cube_mesh.connection import Downstream
 from cube_mesh.forwarded import Trust
 from cube_mesh.identity import build_authenticator
 from cube_mesh.keeper import Keeper, count_attaches, count_sessions, keeper_from_settings
-from cube_mesh.listener import Acceptor, bind_edge
+from cube_mesh.listener import Accepting, Acceptor, PlainAcceptor, bind_edge
 from cube_mesh.middleware import proxy_chain
 from cube_mesh.parts import Parts, route_table
 from cube_mesh.ports import Connector
@@ -33,7 +33,7 @@ class ProxyRole:
         self._parts = parts
         self._links: dict[str, ControlLink] = {}  # by agent
         self._agents: dict[str, str] = {}  # by upstream
-        self._server: asyncio.Server | Acceptor | None = None
+        self._server: Accepting | None = None
         self._keeper: Keeper | RemoteKeeper | None = None
         if any(split_url(upstream)[0] == "atls" for upstream in settings.upstreams):
             self._keeper = (
@@ -118,14 +118,17 @@ class ProxyRole:
             parts.health.checks[f"upstream {name}"] = partial(self._not_ready, agent)
         for link in self._links.values():
             link.start()
-        make = partial(Downstream, self.service)
+        self._server = self._acceptor(socket)
+        self._server.start()
+
+    def _acceptor(self, socket: Socket) -> Accepting:
+        parts, listen = self._parts, self._parts.settings.listen
+        make, at_once = partial(Downstream, self.service), parts.place.accepts_at_once
         if self._certificate is None and not listen.proxy_protocol:
-            self._server = await asyncio.get_running_loop().create_server(make, sock=socket, backlog=listen.backlog)
-            return
+            return PlainAcceptor(socket, make, at_once)
         context = self._certificate.context if self._certificate is not None else None
         errors = parts.numbers.protocol_error
-        self._server = Acceptor(socket, make, parts.admission, self._trust, listen, context, errors)
-        self._server.start()
+        return Acceptor(socket, make, parts.admission, self._trust, listen, context, errors, at_once)
 
     def _not_ready(self, agent: str) -> str:
         return self._keeper.sessions.not_ready(agent) if self._keeper is not None else ""
@@ -136,12 +139,17 @@ class ProxyRole:
         if self._certificate is not None:
             self._certificate.reload()
 
+    @property
+    def opening(self) -> int:
+        return self._server.opening if self._server is not None else 0
+
     def stop_listening(self) -> None:
         if self._server is not None:
-            self._server.close()
+            self._server.stop()
 
     async def close(self) -> None:
-        self.stop_listening()
+        if self._server is not None:
+            self._server.close()
         for link in self._links.values():
             await link.close()
         for target in self._targets.values():

@@ -71,7 +71,7 @@ class Service(ServiceCore):
         return self.admission.running
 
     def drain(self) -> None:
-        """No new request on any connection: idle ones close now, busy ones after their answer."""
+        """One more request on an idle connection, if it comes soon, none on a busy one. Answers say that it closes."""
         self.draining = True
         for connection in list(self.connections):
             connection.drain()

@@ -533,10 +533,21 @@ async def test_draining_finishes_what_runs() -> None:
     busy, idle = Rig(), Rig()
     await busy.send(POST)
     busy.service.drain()
-    idle.service.drain()
-    assert idle.wire.closed and not busy.wire.closed
+    assert not busy.wire.closed
     await busy.answer(OK)
     assert b"connection: close" in busy.wire.sent and busy.wire.closed
+    idle.service.drain()
+    assert 0.5 < idle.down.deadline - perf_counter() <= 1.0
+    idle.down.on_deadline(perf_counter())
+    assert idle.wire.closed and not idle.wire.sent
+
+
+async def test_a_request_that_was_under_way_when_draining_began_is_answered() -> None:
+    rig = Rig()
+    rig.service.drain()
+    await rig.send(POST)
+    await rig.answer(OK)
+    assert rig.wire.sent.startswith(b"HTTP/1.1 200 ") and b"connection: close" in rig.wire.sent and rig.wire.closed
 
 
 async def test_the_end_of_draining_cuts_with_an_honest_end() -> None:

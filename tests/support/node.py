@@ -59,7 +59,7 @@ class Node(Child):
     def worker_pids(self) -> dict[int, int]:
         """Worker's index to its pid."""
         found = children(self.supervisor_pid, "cube_mesh.worker")
-        return {int(command_line(pid)[-1]): pid for pid in found}
+        return {int(line[-2]): pid for pid in found if (line := command_line(pid))}
 
     def wait_ready(self, timeout_s: float = 20.0) -> Node:
         self.wait_until("/readyz", lambda: self.local("/readyz")[0] == 200, timeout_s)
