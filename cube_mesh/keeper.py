@@ -255,7 +255,10 @@ def count_sessions(keeper: Keeper, numbers: Numbers) -> None:
 
 def count_attaches(sessions: SessionsPort, numbers: Numbers) -> None:
     """How connections under a session fared, in a process that has them."""
-    numbers.counter("cube_session_attaches", "Attempts to attach.", "reason", lambda: sessions.live.attaches)
+    live = sessions.live
+    text = "Data connections that went on under a newer session."
+    numbers.counter("cube_session_extensions", text, "mode", lambda: {"attach": live.extended})
+    numbers.counter("cube_session_attaches", "Attempts to attach.", "reason", lambda: live.attaches)
 
 
 def read_boot_id() -> bytes:

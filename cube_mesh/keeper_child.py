@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import subprocess
+from collections.abc import Callable
 
 from cube_mesh import keeper_link, process
 from cube_mesh.plan import Plan
@@ -22,10 +23,13 @@ def has_keeper(plan: Plan) -> bool:
 
 class KeeperChild:
     """``workers_fd``: the end of the rendezvous that workers inherit, -1 without a keeper. It outlives the keeper, so
-    that what workers offer waits for the next one.
+    that what workers offer waits for the next one. ``on_end`` is called with the exit code
+    when its process is gone.
     """
 
-    def __init__(self, plan: Plan, plan_fd: int) -> None:
+    def __init__(self, plan: Plan, plan_fd: int, on_end: Callable[[int], None] = lambda _: None) -> None:
+        self._slab_fd = plan.slab_fd
+        self._on_end = on_end
         self._plan_fd = plan_fd
         self._slot = Slot()
         self._popen: subprocess.Popen[bytes] | None = None
@@ -47,7 +51,7 @@ class KeeperChild:
             return
         loop = asyncio.get_running_loop()
         fds = (self._plan_fd, self._ends[1].fileno())
-        self._popen = process.spawn("cube_mesh.keeper_main", *fds, pass_fds=fds)
+        self._popen = process.spawn("cube_mesh.keeper_main", *fds, pass_fds=(*fds, self._slab_fd))
         self._slot.started()
         self._slot.up(loop.time())  # workers say whether it does its work: they are not ready before
         self._gone.clear()
@@ -61,6 +65,7 @@ class KeeperChild:
         assert self._popen is not None
         code, self._popen = self._popen.wait(), None
         self._gone.set()
+        self._on_end(code)
         if self._closing:
             return
         pause = self._slot.ended(loop.time())

@@ -108,14 +108,10 @@ class WireLeaf(msgspec.Struct, frozen=True, array_like=True):
 
 
 class State(_Tagged, frozen=True):
-    """News: what the keeper has now. First of all frames, then at each change. ``not_ready``: by agent, "" = ready.
-
-    ``numbers`` are for metrics: sessions active, quotes, and what happened to sessions.
-    """
+    """News: what the keeper has now. First of all frames, then at each change. ``not_ready``: by agent, "" = ready."""
 
     leaf: WireLeaf | None
     not_ready: dict[str, str]
-    numbers: dict[str, int]
 
 
 class Renewed(_Tagged, frozen=True):

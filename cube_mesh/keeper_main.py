@@ -10,7 +10,9 @@ from cube_mesh import process
 from cube_mesh.errors import ConfigError
 from cube_mesh.keeper_process import run_keeper
 from cube_mesh.node import EX_CONFIG
-from cube_mesh.telemetry import log
+from cube_mesh.telemetry import log, slab
+
+_PATIENCE_S = 2.0  # for the keeper before this one to be gone
 
 
 def main() -> int:
@@ -21,8 +23,9 @@ def main() -> int:
     settings = plan.settings
     unsafe = settings.unsafe_allow_simulated
     log.setup(settings.log.level, settings.log.format, settings.mesh.node_id, unsafe=unsafe, process="keeper")
+    numbers = slab.attach(plan.slab_fd, plan.keeper_region, _PATIENCE_S) if plan.slab_fd >= 0 else None
     try:
-        return run_keeper(settings, plan.role, socket.socket(fileno=keepers_fd))
+        return run_keeper(settings, plan.role, socket.socket(fileno=keepers_fd), numbers)
     except ConfigError as error:
         print(f"cube-mesh: {error}", file=sys.stderr)
         return EX_CONFIG

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -14,11 +15,14 @@ import uvloop
 
 from attest.errors import AttestError
 from cube_mesh import keeper_link as wire
+from cube_mesh._fastpath import Slab
 from cube_mesh.errors import DependencyError
-from cube_mesh.keeper import Keeper, keeper_from_settings
+from cube_mesh.keeper import Keeper, count_sessions, keeper_from_settings
 from cube_mesh.settings import Settings
+from cube_mesh.telemetry.metrics import Metrics, NodeCollector
 from cube_mesh.tls.connector import AttestedConnector, log_gate
 from cube_mesh.tls.control import ControlLink
+from cube_mesh.tls.port import GateEvent, OnGate
 from cube_mesh.tls.reasons import Refusal
 from cube_mesh.tls.sessions import Session
 
@@ -68,7 +72,6 @@ class KeeperServer:
         return wire.State(
             wire.pack_leaf(keeper.leaf) if keeper.has_leaf else None,
             {target: sessions.not_ready(target) for target in self._targets},
-            {"active": sessions.active, "quotes": keeper.quotes, **sessions.counts},
         )
 
     async def _look(self) -> None:
@@ -161,24 +164,35 @@ async def _carry_out(keeper: Keeper, what: _Lookup) -> object:
             return (found if isinstance(found, Session) else await found).without_evidence()
 
 
-def run_keeper(settings: Settings, role: Literal["proxy", "agent"], keepers_end: socket.socket) -> int:
+def run_keeper(
+    settings: Settings, role: Literal["proxy", "agent"], keepers_end: socket.socket, slab: Slab | None = None
+) -> int:
     """The keeper of a node with ``role``, until SIGTERM; its exit code. ConfigError as by ``keeper_from_settings``.
 
-    ``keepers_end`` is inherited: ``keeper_link.rendezvous``. The caller has hardened the process already.
+    ``keepers_end`` is inherited: ``keeper_link.rendezvous``. ``slab``: the region that it counts in. The caller has
+    hardened the process already.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(settings, role, keepers_end))
+        return runner.run(_run(settings, role, keepers_end, slab))
 
 
-async def _run(settings: Settings, role: Literal["proxy", "agent"], keepers_end: socket.socket) -> int:
+async def _run(
+    settings: Settings, role: Literal["proxy", "agent"], keepers_end: socket.socket, slab: Slab | None
+) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's goes to all: the supervisor decides
     keeper = keeper_from_settings(settings, role)
-    links = make_links(settings, keeper) if role == "proxy" else []
+    metrics = Metrics(slab=slab)
+    numbers = NodeCollector(metrics, {})
+    count_sessions(keeper, numbers)
+    if keeper.feed is not None:
+        keeper.feed.register(numbers)
+    links = make_links(settings, keeper, partial(_on_gate, metrics)) if role == "proxy" else []
     server = KeeperServer(keeper, keepers_end, tuple(link.peer_id for link in links))
     server.start()
+    numbers.start(loop)
     try:
         await keeper.start()
         for link in links:
@@ -188,18 +202,26 @@ async def _run(settings: Settings, role: Literal["proxy", "agent"], keepers_end:
         _log.error("the keeper could not start: %s", error)
         return 1
     finally:
+        numbers.stop()
         await server.close()
         await keeper.close()
     return 0
 
 
-def make_links(settings: Settings, keeper: Keeper) -> list[ControlLink]:
+def _on_gate(metrics: Metrics, event: GateEvent) -> None:
+    """A control connection's end: for the log, and for the node's numbers."""
+    log_gate(event)
+    verdict = "accept" if event.reason == "ok" else "refuse"
+    metrics.attestation(event.side, verdict, event.reason, event.platform, event.duration_ms / 1e3)
+
+
+def make_links(settings: Settings, keeper: Keeper, on_gate: OnGate = log_gate) -> list[ControlLink]:
     """One for each agent that an upstream names; not started."""
     links: dict[str, ControlLink] = {}
     for upstream in settings.upstreams:
         if not upstream.url.startswith("atls://"):
             continue
-        connector = AttestedConnector(upstream, keeper, settings.attestation, on_gate=log_gate)
+        connector = AttestedConnector(upstream, keeper, settings.attestation, on_gate=on_gate)
         if str(connector.target) not in links:
             links[str(connector.target)] = ControlLink(connector, keeper.sessions)
             keeper.sessions.add_link(links[str(connector.target)])

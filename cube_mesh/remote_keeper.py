@@ -29,6 +29,7 @@ from cube_mesh.tls.sessions import Session
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.1  # when the rendezvous is full
+_LATE_S = 0.01  # a timer that fires a little early would find nothing to do
 
 
 class RemoteKeeper:
@@ -253,6 +254,12 @@ class RemoteSessions:
         now = time.time()
         self._drop(lambda old: old.expires_at <= now or _replaces(session, old))
         self._by_id[session.id] = session
+        asyncio.get_running_loop().call_later(max(0.0, session.expires_at - now) + _LATE_S, self._expire)
+
+    def _expire(self) -> None:
+        """Keys go when they end. One timer for each session that was heard of: no more than the keeper made."""
+        now = time.time()
+        self._drop(lambda old: old.expires_at <= now)
 
     def _drop(self, over: Any) -> None:
         for session_id in [one.id for one in self._by_id.values() if over(one)]:

@@ -64,7 +64,7 @@ class Supervisor:
         )  # fmt: skip
         self._slots = [Slot() for _ in range(plan.workers)]
         self._workers: dict[int, WorkerProcess] = {}
-        self._keeper = KeeperChild(plan, plan_fd)
+        self._keeper = KeeperChild(plan, plan_fd, self._keeper_ended)
         mine = plan.supervisor_region
         numbers = Metrics(slab=slab.attach(plan.slab_fd, mine, _PATIENCE_S))
         self._regions = slab.regions(plan.slab_fd)
@@ -133,6 +133,12 @@ class Supervisor:
             self._phase = ""
             _log.info("%s is up: %d workers", self._plan.role, self._plan.workers)
 
+    def _keeper_ended(self, code: int) -> None:
+        """The keeper's process is gone. One that never had evidence, before any worker was up, will not have it."""
+        slab.retire(self._regions[self._plan.keeper_region])
+        if not self._came_up and not self._restarts and code > 0:
+            self._give_up("the keeper", code)
+
     def _ended(self, index: int, code: int) -> None:
         """A worker's process is gone; ``code`` is negative for a signal."""
         del self._workers[index]
@@ -142,16 +148,16 @@ class Supervisor:
                 self._over.set()
             return
         if not self._came_up and not self._restarts and code > 0:
-            self._give_up(code)
+            self._give_up("a worker", code)
             return
         pause = self._slots[index].ended(self._loop.time())
         how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
         _log.error("worker %d %s; the next one starts in %.1f s", index, how, pause)
         self._loop.call_later(pause, self._start, index)
 
-    def _give_up(self, code: int) -> None:
-        """The first worker could not start: so it is with a node of one process, and so it is here."""
-        _log.error("the node could not start: a worker ended with %d", code)
+    def _give_up(self, who: str, code: int) -> None:
+        """The first process of a kind could not start: so it is with a node of one process, and so it is here."""
+        _log.error("the node could not start: %s ended with %d", who, code)
         self._code = code
         self._now()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -10,6 +11,8 @@ from typing import Protocol
 from cube_mesh.errors import DependencyError
 from cube_mesh.tls.live import LiveChannels
 from cube_mesh.tls.sessions import Session, SessionTable
+
+_LATE_S = 0.01  # a timer that fires a little early would find nothing to do
 
 
 class Link(Protocol):
@@ -34,13 +37,13 @@ class Watcher(Protocol):
 class Sessions:
     """See ``tls.port.SessionsPort``. One for each node; ``clock`` is Unix time.
 
-    ``counts`` by what happened: "made" (first with that peer), "renewed", "extended" (data connections), "revoked".
+    ``counts`` by what happened: "made" (first with that peer), "renewed", "revoked".
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.live = LiveChannels()
         self.watchers: list[Watcher] = []
-        self.counts = dict.fromkeys(("made", "renewed", "extended", "revoked"), 0)
+        self.counts = dict.fromkeys(("made", "renewed", "revoked"), 0)
         self._table = SessionTable()
         self._links: dict[str, Link] = {}
         self._clock = clock
@@ -59,11 +62,9 @@ class Sessions:
     async def register(self, session: Session) -> Session:
         now = self._clock()
         session, _ = self._table.add(session, now)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, self._table.last_expiry() - now), self._expire)
+        self._rearm()
         self.counts["made" if session.generation == 1 else "renewed"] += 1
-        self.counts["extended"] += self.live.renewed(session)
+        self.live.renewed(session)
         for watcher in self.watchers:
             watcher.renewed(session)
         return session
@@ -108,3 +109,16 @@ class Sessions:
 
     def _expire(self) -> None:
         self._table.expire(self._clock())
+
+    def _rearm(self) -> None:
+        """Keys go when they end, and not when somebody looks."""
+        if self._timer is not None:
+            self._timer.cancel()
+        left_s = self._table.next_expiry() - self._clock()
+        self._timer = None
+        if left_s < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, left_s) + _LATE_S, self._due)
+
+    def _due(self) -> None:
+        self._expire()
+        self._rearm()

@@ -28,10 +28,13 @@ class Standing:
 
 
 class LiveChannels:
-    """Channels by peer. ``attaches`` counts how attempts of this process to attach ended, "ok" or the reason."""
+    """Channels by peer. ``attaches`` counts how attempts of this process to attach ended, "ok" or the reason;
+    ``extended`` how many channels went on under a newer session.
+    """
 
     def __init__(self) -> None:
         self.attaches: dict[str, int] = {}
+        self.extended = 0
         self._by_peer: dict[str, set[Standing]] = {}
 
     def __len__(self) -> int:
@@ -59,17 +62,17 @@ class LiveChannels:
         Same boot, leaf keys and policy: the new expiry. An agent that has booted again: its channels end now. Anything
         else: they end when they would have.
         """
-        extended = 0
+        before = self.extended
         for standing in tuple(self._by_peer.get(session.peer_id, ())):
             old = standing.session
             if session.renews(old):
                 standing.session = session
                 expires_at = min(session.expires_at, standing.hard_at)
                 standing.channel.extend(facts_of(session, standing.facts, expires_at), expires_at)
-                extended += 1
+                self.extended += 1
             elif session.agreed.role is Role.CLIENT is old.agreed.role and not session.same_machine(old):
                 standing.channel.revoke()
-        return extended
+        return self.extended - before
 
     def revoked(self, peer_id: str) -> int:
         """Nothing with this peer may go on; how many channels ended."""

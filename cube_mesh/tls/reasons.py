@@ -45,7 +45,6 @@ REASONS = {
     "session_expired": "the session has ended",
     "session_proof": "ATTACH or ATTACHED was not made with this session's key on this connection",
     "session_limit": "more sessions than this node keeps",
-    "tenant_policy": "what the connection stands on does not satisfy the evidence policy of the request's domain",
     "keeper": "the process that holds evidence and sessions does not answer",
     "timeout": "the deadline passed",
     "eof": "the peer closed the connection before the gate opened",

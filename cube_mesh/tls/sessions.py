@@ -8,6 +8,7 @@ are bound to the exporter of one data connection: a recorded one is worth nothin
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Iterator
 from hashlib import sha256
 
@@ -221,9 +222,9 @@ class SessionTable:
             del self._by_id[session.id]
         return gone
 
-    def last_expiry(self) -> float:
-        """When the last key has ended; 0.0 when there is none."""
-        return max((session.expires_at for session in self), default=0.0)
+    def next_expiry(self) -> float:
+        """When the next key ends; ``inf`` when there is none."""
+        return min((session.expires_at for session in self), default=math.inf)
 
     def expire(self, now: float) -> None:
         """Drop the keys of what has ended."""
