@@ -34,7 +34,7 @@ class Handler(Protocol):
     def upstream_paused(self, paused: bool) -> None: ...
 
 
-class UpstreamConnection(UpstreamCore, asyncio.Protocol):
+class UpstreamConnection(UpstreamCore, asyncio.BufferedProtocol):
     """One connection to an upstream. ``request`` starts an exchange; ``cancel`` ends it by closing the connection."""
 
     __slots__ = ()
@@ -165,7 +165,7 @@ class Pool(PoolCore):
         self._connecting += 1
         try:
             async with asyncio.timeout(self.timeouts.connect_s):
-                protocol = await self._connector.connect(lambda: UpstreamConnection(self))
+                protocol = await self._connector.connect(self._make)
         except TimeoutError:
             raise DependencyError("upstream_connect_timeout", _TOO_SLOW, status=504, retryable=True) from None
         except OSError as error:
@@ -173,7 +173,11 @@ class Pool(PoolCore):
             raise DependencyError("upstream_unreachable", _BAD_GATEWAY, detail=detail, retryable=True) from None
         finally:
             self._connecting -= 1
-        return cast(UpstreamConnection, protocol)
+        return cast(UpstreamConnection, cast(object, protocol))
+
+    def _make(self) -> asyncio.Protocol:
+        """It streams as well; being a BufferedProtocol bounds what one read brings (a loop would read 256 KiB)."""
+        return cast(asyncio.Protocol, UpstreamConnection(self))
 
     def opened(self, connection: UpstreamConnection) -> None:
         self._open.add(connection)

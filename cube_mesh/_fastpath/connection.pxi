@@ -6,6 +6,15 @@ cdef double NEVER = float("inf")
 cdef LineBuffer _FIELDS = LineBuffer.__new__(LineBuffer)  # filled and read within one call, with nothing between
 
 
+# What one read of an upstream may bring: a client that does not take its answer costs no more than that beyond its
+# write buffer. Every connection reads into the same memory, and has copied what it needs before its callback returns.
+cdef enum:
+    READ_BYTES = 65_536
+
+_READ = bytearray(READ_BYTES)
+cdef char *_read_at = PyByteArray_AS_STRING(_READ)
+
+
 cdef class DownstreamCore
 
 
@@ -91,10 +100,23 @@ cdef class UpstreamCore:
         self.transport.write(data)
         return 0
 
+    def get_buffer(self, sizehint):
+        """Where the next read goes; at most 64 KiB."""
+        return _READ
+
+    def buffer_updated(self, Py_ssize_t size):
+        """That many bytes have been read."""
+        if not 0 <= size <= READ_BYTES:
+            raise ValueError("more than there is room for")
+        self._received(PyBytes_FromStringAndSize(_read_at, size))
+
     def data_received(self, bytes data not None):
+        self._received(data)
+
+    cdef int _received(self, bytes data) except -1:
         if self.handler is None:  # nobody asked: not a connection to trust with another request
             self.transport.abort()
-            return
+            return 0
         try:
             if self._head_seen:
                 self._take_body(data, 0, None)
@@ -102,6 +124,7 @@ cdef class UpstreamCore:
                 self._take_head(data)
         except FramingError as error:
             self._violated(error)
+        return 0
 
     cdef int _take_head(self, bytes data) except -1:
         cdef ResponseHead head
@@ -326,6 +349,8 @@ cdef class DownstreamCore:
     cdef int _answer(self, ResponseHead head, bytes payload, bint done) except -1:
         cdef Exchange exchange = self._exchange
         cdef object endpoint
+        if exchange is None:
+            raise TypeError("an answer to nobody")
         if (not done or head.framing == NO_BODY or head.event_stream or self._read_body is not None
                 or (exchange.attestation is not None and head._find(b"x-cube-error", 12) != NULL)):
             self._respond(head, payload, done)
@@ -363,6 +388,8 @@ cdef class DownstreamCore:
     cdef int _more(self, bytes payload, bint done) except -1:
         cdef Exchange exchange = self._exchange
         cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)
+        if exchange is None:
+            raise TypeError("an answer to nobody")
         if (done or size < 16 or PyBytes_GET_SIZE(self._held)
                 or (exchange.streamed and _may_end_stream(<bytes_ptr>PyBytes_AS_STRING(payload), size))):
             self._pass_on(payload, done)

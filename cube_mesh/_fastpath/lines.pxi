@@ -51,6 +51,8 @@ cdef class LineBuffer:
         return 0
 
     cdef int put(self, bytes data) except -1:
+        if data is None:
+            raise TypeError("bytes are missing")
         return self.raw(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
     cdef int number(self, long long value) except -1:
@@ -85,6 +87,8 @@ cdef class LineBuffer:
         cdef const unsigned char *p
         cdef unsigned char *o
         cdef Py_ssize_t n, i
+        if text is None:
+            raise TypeError("a text is missing")
         if PyUnicode_IS_COMPACT_ASCII(text) and PyUnicode_GET_LENGTH(text) <= limit:
             p = <const unsigned char *>PyUnicode_DATA(text)
             n = PyUnicode_GET_LENGTH(text)

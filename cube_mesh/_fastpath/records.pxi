@@ -48,20 +48,27 @@ cdef class ChannelCore:
         self._owner = owner
         self._closing = False
 
-    def data_received(self, bytes data not None):
-        """Ciphertext in, plaintext to the inner protocol."""
-        cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
-        cdef bytes_ptr p = <bytes_ptr>PyBytes_AS_STRING(data)
+    def get_buffer(self, sizehint):
+        """Where the next read goes; at most 64 KiB."""
+        return _READ
+
+    def buffer_updated(self, Py_ssize_t size):
+        """That many bytes of ciphertext have been read: plaintext to the inner protocol."""
+        if not 0 <= size <= READ_BYTES:
+            raise ValueError("more than there is room for")
+        self._received(<bytes_ptr>_read_at, size)
+
+    cdef int _received(self, bytes_ptr p, Py_ssize_t n) except -1:
         if self._closing or n == 0:
-            return
-        if n > 0x7FFFFFFF or self._bio_write(self._into, <void *>p, <int>n) != n:
+            return 0
+        if self._bio_write(self._into, <void *>p, <int>n) != n:
             self._broken()
-            return
-        if self._aligned and not self._paused and n > 5 and n == 5 + (p[3] << 8 | p[4]):
+        elif self._aligned and not self._paused and n > 5 and n == 5 + (p[3] << 8 | p[4]):
             self._next()  # one whole record, the common case: spares the call that only finds that there is no more
-            return
-        self._followed(data)
-        self._drained()
+        else:
+            self._followed(PyBytes_FromStringAndSize(<char *>p, n))
+            self._drained()
+        return 0
 
     def _drain(self):
         """Deliver whole records until there are no more, or the inner protocol pauses or closes."""

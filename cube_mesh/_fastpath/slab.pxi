@@ -60,6 +60,7 @@ cdef class Slab:
     cdef double _bounds[MAX_BOUNDS]
     cdef int _bound_count
     cdef Py_ssize_t _capacity  # rows, without the header
+    cdef Py_ssize_t _used      # rows that are taken
     cdef dict _places          # key: number of the row
 
     def __cinit__(self, memory, bounds):
@@ -78,9 +79,9 @@ cdef class Slab:
         for i in range(self._bound_count):
             self._bounds[i] = bounds[i]
         self._lay_out()
-        self._places = {}
-        for row in self.rows():
-            self._places.setdefault((<SlabRow>row).key, len(self._places))
+        rows = self.rows()
+        self._used = len(rows)
+        self._places = {(<SlabRow>rows[i]).key: i for i in range(self._used - 1, -1, -1)}  # the first of a key counts
 
     def __dealloc__(self):
         if self._held:
@@ -128,7 +129,7 @@ cdef class Slab:
         ``spare`` may take the rows that are kept back: for keys that stand for all others.
         """
         cdef slab_word *at
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(key), used = len(self._places)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(key), used = self._used
         place = self._places.get(key)
         if place is None:
             if not 0 < size <= KEY_WORDS * 8 or used >= self._capacity - (0 if spare else SPARE):
@@ -139,6 +140,7 @@ cdef class Slab:
             memcpy(at + 1, PyBytes_AS_STRING(key), size)
             slab_put(at, size)
             place = self._places[key] = used
+            self._used = used + 1
         return _slab_row(self, self._words + (<Py_ssize_t>place + 1) * ROW_WORDS, key)
 
 
@@ -228,10 +230,18 @@ cdef class SlabCell:
         self._counts._count(0, 1)
         self._counts._count(1, exchange.request_size)
         self._counts._count(2, exchange.response_size)
-        if exchange.input_tokens is not None:
-            self._counts._count(3, exchange.input_tokens)
-        if exchange.output_tokens is not None:
-            self._counts._count(4, exchange.output_tokens)
+        self._counts._count(3, _counted(exchange.input_tokens))
+        self._counts._count(4, _counted(exchange.output_tokens))
         self._seconds._time(exchange.ended_at - exchange.started_at)
         if exchange.first_byte_at != 0 and exchange.forwarded_at != 0:
             self._first._time(exchange.first_byte_at - exchange.forwarded_at)
+
+
+cdef long long _counted(object tokens) except? -1:
+    """What a backend said, as far as it is a number that can be one: 0 for None and for more than 64 bits hold."""
+    cdef int overflow
+    cdef long long value
+    if tokens is None:
+        return 0
+    value = PyLong_AsLongLongAndOverflow(tokens, &overflow)
+    return value if value > 0 and not overflow else 0

@@ -321,7 +321,9 @@ cdef class HopHead:
 
 
 cdef int _ascii(LineBuffer out, str text) except -1:
-    """Text of our own making or checked before: ASCII. UnicodeEncodeError for any other."""
+    """Text of our own making or checked before: ASCII. UnicodeEncodeError for any other, TypeError for None."""
+    if text is None:  # an operator's own stage may set any field of an exchange
+        raise TypeError("a text is missing")
     if not PyUnicode_IS_COMPACT_ASCII(text):
         return out.put(text.encode("ascii"))
     return out.raw(<const char *>PyUnicode_DATA(text), PyUnicode_GET_LENGTH(text))

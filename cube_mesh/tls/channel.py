@@ -1,4 +1,4 @@
-"""An open attested channel: an asyncio Protocol towards TCP, a Transport (by its methods) towards the application's.
+"""An open attested channel: an asyncio BufferedProtocol towards TCP, a Transport (by its methods) towards the application's.
 
 It exists only after the gate has opened (``opening`` makes it), so no application byte can pass before. Records are
 moved in C (``_fastpath/records.pxi``): reading and writing are there, what ends a channel is here. Plaintext is never
@@ -46,7 +46,7 @@ class ChannelRevoked(ConnectionError):
     """What was accepted about the peer no longer holds: it has booted again, or no longer passes its policy."""
 
 
-class Channel(ChannelCore, asyncio.Protocol):
+class Channel(ChannelCore, asyncio.BufferedProtocol):
     """See the module. ``position`` has followed what ``tls`` was fed so far; ``info`` answers ``get_extra_info`` before
     the TCP transport is asked."""
 
@@ -210,10 +210,10 @@ class Channel(ChannelCore, asyncio.Protocol):
         return False
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        if not isinstance(protocol, asyncio.Protocol):
-            raise TypeError("an attested channel carries an asyncio.Protocol")
-        self._inner = protocol
-        self._deliver = protocol.data_received
+        if not callable(getattr(protocol, "data_received", None)):
+            raise TypeError("an attested channel carries a streaming protocol")
+        self._inner = cast(asyncio.Protocol, protocol)
+        self._deliver = self._inner.data_received
 
     def get_protocol(self) -> asyncio.Protocol:
         return self._inner

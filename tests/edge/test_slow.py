@@ -16,7 +16,7 @@ from tests.edge.door import metric, open_door, resident, until
 EACH = 50
 TIMEOUTS = {"head_s": 1.0, "body_s": 1.5, "write_s": 1.5, "linger_s": 0.5}
 LATE_S = 2.0  # a sweep, and a machine that is busy with the crowd
-WATER = 65_536 + 262_144  # unsent at most, and one read of the upstream that goes on top
+WATER = 65_536 + 65_536  # unsent at most, and one read of the upstream that goes on top
 
 
 @pytest.mark.slow
