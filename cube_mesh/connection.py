@@ -33,7 +33,6 @@ from cube_mesh.ports import Transport
 from cube_mesh.service import Service, drop
 from cube_mesh.upstream import UpstreamConnection
 
-_LAST_REQUEST_S = 1.0  # for who is idle when the node is told to stop
 _END_S = 1.0  # from [DONE] to the end of the body
 _TINY = 16  # a piece that is too short to tell what it ends
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -136,11 +135,13 @@ class Downstream(DownstreamCore, asyncio.Protocol):
             self._upstream.resume()
 
     def drain(self) -> None:
-        """The next request is the last one. It may be under way already, so that who is idle has a moment for it."""
+        """One more request at most. It may be under way already: who was not told that the connection closes, by the
+        head of an answer, has a moment for it.
+        """
         if self.busy:
-            self._close_after = True
+            self._close_after |= not self._head_written
         elif not (self._head_started or self._lingering or self._write_paused):
-            self.deadline = min(self.deadline, perf_counter() + _LAST_REQUEST_S)
+            self.deadline = min(self.deadline, perf_counter() + self._service.idle_s)
 
     def cut(self) -> None:
         exchange = self._exchange
@@ -209,7 +210,7 @@ class Downstream(DownstreamCore, asyncio.Protocol):
         skip = self._skip
         self._skip = max(0, skip - len(data))
         if self._exchange is None and not (self._skip or self._write_paused):
-            self.deadline = perf_counter() + self._service.timeouts.idle_s
+            self.deadline = perf_counter() + self._service.idle_s
         return data[skip:]
 
     def _hold_next(self, data: bytes) -> None:
@@ -565,7 +566,7 @@ class Downstream(DownstreamCore, asyncio.Protocol):
             self._pause_reading()
             return
         timeouts = self._service.timeouts
-        self.deadline = perf_counter() + (timeouts.linger_s if self._skip else timeouts.idle_s)
+        self.deadline = perf_counter() + (timeouts.linger_s if self._skip else self._service.idle_s)
         self._resume_reading()
         if self._pending:
             asyncio.get_running_loop().call_soon(self._next)

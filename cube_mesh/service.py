@@ -15,6 +15,7 @@ from cube_mesh.message import Response
 from cube_mesh.ports import Chain, Transport
 from cube_mesh.settings import Limits, Timeouts
 
+_LAST_REQUEST_S = 1.0
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds
 
 
@@ -71,8 +72,11 @@ class Service(ServiceCore):
         return self.admission.running
 
     def drain(self) -> None:
-        """One more request on an idle connection, if it comes soon, none on a busy one. Answers say that it closes."""
+        """Answers that begin from now on say that their connection closes. One that has not said so has a moment for a
+        last request.
+        """
         self.draining = True
+        self.idle_s = min(self.idle_s, _LAST_REQUEST_S)
         for connection in list(self.connections):
             connection.drain()
 

@@ -542,6 +542,18 @@ async def test_draining_finishes_what_runs() -> None:
     assert idle.wire.closed and not idle.wire.sent
 
 
+async def test_a_stream_that_had_begun_before_draining_leaves_a_moment_for_the_next_request() -> None:
+    rig = Rig()
+    await rig.send(POST)
+    await rig.answer(SSE)
+    rig.service.drain()
+    await rig.answer(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+    assert not rig.wire.closed and rig.down.deadline - perf_counter() <= 1.0
+    await rig.send(POST)
+    await rig.answer(OK)
+    assert b"connection: close" in rig.wire.sent and rig.wire.closed
+
+
 async def test_a_request_that_was_under_way_when_draining_began_is_answered() -> None:
     rig = Rig()
     rig.service.drain()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -35,8 +36,10 @@ class Client:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
 
     @classmethod
-    async def connect(cls, port: int) -> Self:
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+    async def connect(cls, port: int, tls: ssl.SSLContext | None = None) -> Self:
+        """``tls``: of a server called localhost."""
+        name = "localhost" if tls is not None else None
+        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=name))
 
     async def __aenter__(self) -> Self:
         return self
