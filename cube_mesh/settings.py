@@ -91,7 +91,7 @@ class Upstream(Section, frozen=True, kw_only=True):
     url: str  # http://host:port, https://host:port, or atls://host:port for an attested agent
     node_id: str = ""  # spiffe://<trust-domain>/agent/<id> expected at the other end
     policy: str = ""  # evidence policy file; empty with atls = start-up error
-    mode: Literal["session", "quote", "cert"] = "quote"  # a quote per interval, or per connection; "cert" is refused
+    mode: Literal["session", "quote", "cert"] = "session"  # a quote per interval, or per connection; "cert" is refused
     server_name: str = ""  # SNI; empty: the URL's host
     api_key_file: str = ""  # sent as "Authorization: Bearer"; the backend's own key
     api_key: str = ""  # same, from the environment

@@ -203,7 +203,7 @@ def direct(upstream_port: int) -> Iterator[System]:
 
 @contextmanager
 def cube_mesh_pair(scratch: Path, upstream_port: int, tenant: Tenant) -> Iterator[System]:
-    """Proxy and agent with attested TLS between them (mode "quote", a software TPM), the whole chain at both."""
+    """Proxy and agent with attested TLS between them (one session, a software TPM), the whole chain at both."""
     with software_tpm() as tcti:
         mesh = Mesh(scratch / "mesh", tcti, (tenant, tenant)).build()
         agent_config = mesh.agent_config(f"http://127.0.0.1:{upstream_port}", **workers(1))

@@ -102,8 +102,9 @@ def attach(full: bool, scratch: Path) -> Held:
 
 
 def sessions(full: bool, scratch: Path) -> Held:
-    paths = ("tests/attacks/test_sessions.py", "tests/tls/test_sessions.py", "tests/tls/test_keeper_link.py")
-    return run_tests(*paths, "tests/tls/test_session_core.py", "tests/integration/test_sessions.py", least=30)
+    paths = ("tests/attacks/test_sessions.py", "tests/attacks/test_tenants.py", "tests/tls/test_sessions.py")
+    more = ("tests/tls/test_keeper_link.py", "tests/tls/test_session_core.py", "tests/integration/test_sessions.py")
+    return run_tests(*paths, *more, least=30)
 
 
 def memory(full: bool, scratch: Path) -> Held:
