@@ -84,7 +84,8 @@ def measure(stack: ExitStack, directory: Path, rounds: int, connections: int) ->
                 absent[ATTACHED] = "this version has no attested sessions"
             else:
                 made.insert(1, Row(ATTACHED, attached, agent.pid, connections))
-            made.insert(1, Row(SIMULATED, ends.control_dial(keeper, agent.port), agent.pid, max(1, connections // 2)))
+            other = simulated.proxy_keeper(leaf, boot_id=bytes(16))  # or its sessions would end those attached to
+            made.insert(1, Row(SIMULATED, ends.control_dial(other, agent.port), agent.pid, max(1, connections // 2)))
             if quoting is not None:
                 dial = ends.control_dial(with_tpm.proxy_keeper(), quoting.port)
                 made.insert(1, Row(TPM, dial, quoting.pid, max(1, connections // 10)))
