@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ import typer
 
 from cube_mesh import attest_cli_collateral
 from cube_mesh.attest_cli_policy import collect, policy_app
+from cube_mesh.cli_inputs import moment_of, read_file
 from cube_mesh.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 ACCEPT, REJECT, MALFORMED = 0, 1, 3
-MAX_FILE_BYTES = 8 << 20
 # What each scheme can compare with; an option that would be ignored is an error, not a silent yes.
 _OPTIONS: dict[str, frozenset[str]] = {
     "sev-snp": frozenset({"endorsements", "report_data"}),
@@ -120,7 +119,7 @@ def show(file: Annotated[Path, typer.Argument(help="Any known kind of evidence, 
     from attest.show import show as decode
 
     try:
-        print(json.dumps(decode(_read(file)), indent=2))
+        print(json.dumps(decode(read_file(file)), indent=2))
     except AttestError as error:
         typer.echo(f"cube-mesh: {file}: {error}", err=True)
         raise typer.Exit(MALFORMED) from None
@@ -143,9 +142,9 @@ def _case(**given: Any) -> Case:
     try:
         case = Case(
             scheme=scheme,
-            evidence=_read(evidence),
-            now=_time(now),
-            endorsements=tuple(_read(file) for file in files),
+            evidence=read_file(evidence),
+            now=moment_of(now),
+            endorsements=tuple(read_file(file) for file in files),
             policy=load_policy(policy) if policy is not None else None,
             verify_only=verify_only,
             schemes=schemes,
@@ -183,7 +182,7 @@ def _third_party(name: str) -> Any:
 
 def _value(name: str, value: Any) -> Any:
     if isinstance(value, Path):
-        return _read(value)
+        return read_file(value)
     return _hex(name, value) if name in ("report_data", "nonce") else value
 
 
@@ -196,30 +195,6 @@ def _hex(name: str, text: str) -> bytes:
     if not data or (name == "report_data" and len(data) != 64):
         raise typer.BadParameter("is empty, or not 64 bytes", param_hint=hint)
     return data
-
-
-def _time(text: str | None) -> float:
-    if text is None:
-        return time.time()
-    try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter("is not an RFC 3339 time", param_hint="--now") from None
-    if moment.tzinfo is None:
-        raise typer.BadParameter("has no time zone", param_hint="--now")
-    return moment.timestamp()
-
-
-def _read(file: Path) -> bytes:
-    """The file's bytes; usage errors for one that cannot be read or is larger than any evidence."""
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise typer.BadParameter(f"{file}: {error.strerror}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise typer.BadParameter(f"{file}: above {MAX_FILE_BYTES} bytes")
-    return raw
 
 
 def _judge(case: Case) -> Verdict:

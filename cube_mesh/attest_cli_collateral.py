@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cube_mesh.cli_inputs import moment_of, read_file
+
 if TYPE_CHECKING:
     from attest.items import Item, Record
     from cube_mesh.collateral.fetcher import Fetcher
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "default_cache", "endorsements_of"]
 
 MISSING = 1
-_MAX_EVIDENCE_BYTES = 8 << 20
 
 app = typer.Typer(
     help="Collateral for evidence: certificates, revocation lists, TCB info, key sets.", no_args_is_help=True
@@ -88,7 +89,7 @@ def show(
     from cube_mesh.collateral.store import Store
     from cube_mesh.errors import ConfigError
 
-    moment = _moment(now)
+    moment = moment_of(now)
     try:
         rows = [_row(name, record, moment) for name, record in Store(cache or default_cache()).items()]
     except ConfigError as error:
@@ -153,7 +154,7 @@ def _asked_for(
     items: list[Item] = []
     try:
         for file in evidence:
-            items += needed_items(_read(file), product=product)
+            items += needed_items(read_file(file), product=product)
         for platform in tdx:
             fmspc, _, ca = platform.partition("/")
             items += tdx_items(fmspc, ca or "platform")
@@ -207,26 +208,3 @@ def _line(row: dict[str, Any]) -> str:
 
 def _text(moment: float) -> str:
     return dt.datetime.fromtimestamp(moment, dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _moment(text: str | None) -> float:
-    if text is None:
-        return time.time()
-    try:
-        moment = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter("is not an RFC 3339 time", param_hint="--now") from None
-    if moment.tzinfo is None:
-        raise typer.BadParameter("has no time zone", param_hint="--now")
-    return moment.timestamp()
-
-
-def _read(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(_MAX_EVIDENCE_BYTES + 1)
-    except OSError as error:
-        raise typer.BadParameter(f"{file}: {error.strerror}") from None
-    if len(raw) > _MAX_EVIDENCE_BYTES:
-        raise typer.BadParameter(f"{file}: above {_MAX_EVIDENCE_BYTES} bytes")
-    return raw

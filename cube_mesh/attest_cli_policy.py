@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cube_mesh.cli_inputs import read_file
+
 __all__ = ["collect", "policy_app"]
 
 REFUSED, MALFORMED = 1, 3
-MAX_FILE_BYTES = 8 << 20
 policy_app = typer.Typer(help="Policies for evidence.", no_args_is_help=True)
 
 PolicyFile = Annotated[Path, typer.Argument(help="A TOML policy.", dir_okay=False)]
@@ -34,17 +35,6 @@ def _errors() -> Iterator[None]:
     except AttestError as error:
         typer.echo(f"cube-mesh: {error.code}: {error}", err=True)
         raise typer.Exit(MALFORMED if isinstance(error, MalformedEvidence) else REFUSED) from None
-
-
-def _read(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise typer.BadParameter(f"{file}: {error.strerror}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise typer.BadParameter(f"{file}: above {MAX_FILE_BYTES} bytes")
-    return raw
 
 
 @policy_app.command("check")
@@ -70,11 +60,11 @@ def policy_init(
     """Write a strict policy from a report, quote, HCL report, token or collection, verified only by endorsements."""
     from attest.policy_init import draft_policy
 
-    raw = _read(file)
+    raw = read_file(file)
     with _errors():
         draft = draft_policy(raw, policy_id)
     if endorsements:
-        _verify(draft.format, raw, tuple(_read(path) for path in endorsements))
+        _verify(draft.format, raw, tuple(read_file(path) for path in endorsements))
     print(draft.text, end="")
     state = "verified now" if endorsements else "NOT verified; `cube-mesh attest verify --policy` does that"
     _remark(f"{draft.format}: {state}. Pinned as found:")
@@ -113,10 +103,12 @@ def policy_import(
         raise typer.BadParameter("a CoRIM is read with its signer's key, and nothing else is", param_hint="--trust-key")
     with _errors():
         if trust_key is not None:
-            print(import_corim(_read(file), load_trust_key(_read(trust_key)), policy_id, now=time.time()), end="")
+            print(
+                import_corim(read_file(file), load_trust_key(read_file(trust_key)), policy_id, now=time.time()), end=""
+            )
             _remark("reference values: the signature holds. Name this file in a policy's reference_values_files.")
             return
-        imported = IMPORTS[kind](_read(file), policy_id)
+        imported = IMPORTS[kind](read_file(file), policy_id)
     print(imported.text, end="")
     for note in imported.notes:
         _remark(f"note: {note}")
