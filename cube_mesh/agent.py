@@ -60,7 +60,8 @@ class AgentRole:
         socket = self._parts.place.listener or bind(listen.host, listen.port, listen.backlog)
         await self._keeper.start()
         self._parts.health.checks["leaf"] = self._leaf_missing
-        self._server = PlainAcceptor(socket, self._front, self._parts.place.accepts_at_once)
+        admission = self._parts.admission
+        self._server = PlainAcceptor(socket, self._front, self._parts.place.turns(lambda: admission.connections))
         self._server.start()
 
     def reload(self) -> None:

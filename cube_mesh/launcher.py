@@ -26,13 +26,13 @@ _PATIENCE_S = 5.0  # for a supervisor that was told to stop at once
 
 class Launcher:
     """The descriptors that the supervisor inherits: the plan, the slab that all count in, both ends of the socket for
-    spans, the listening sockets. -1: there is none.
+    spans, the memory of whose turn it is to accept, the listening sockets. -1: there is none.
     """
 
-    def __init__(self, plan_fd: int, slab_fd: int, spans_fd: int, export_fd: int, *sockets: int) -> None:
+    def __init__(self, plan_fd: int, slab_fd: int, spans_fd: int, export_fd: int, turns_fd: int, *sockets: int) -> None:
         self._plan_fd = plan_fd
         # Kept open here, so that no count and no waiting span goes with a supervisor.
-        self._kept = [fd for fd in (slab_fd, spans_fd, export_fd) if fd >= 0]
+        self._kept = [fd for fd in (slab_fd, spans_fd, export_fd, turns_fd) if fd >= 0]
         self._sockets = [fd for fd in sockets if fd >= 0]
         self._slot = Slot()
         self._child: subprocess.Popen[bytes] | None = None

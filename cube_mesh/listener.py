@@ -18,8 +18,9 @@ from cube_mesh.errors import ConfigError, FramingError
 from cube_mesh.forwarded import Trust
 from cube_mesh.proxy_protocol import HeaderReader
 from cube_mesh.settings import Listen
+from cube_mesh.turns import REST_S, Turns
 
-AT_ONCE = 64  # connections accepted before others get their turn
+_AT_ONCE = 64  # connections accepted before others get their turn
 _AT_THE_END = 65_536
 _LAST_OPENING_S = 1.0
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -76,14 +77,14 @@ class Opened(Protocol):
 
 
 class Accepting:
-    """Accepts on ``sock``. ``at_once``: connections in one turn of the loop. One of several processes takes 1, so that
-    a burst is spread over all that are idle; EPOLLEXCLUSIVE would give it to the one that listened last.
+    """Accepts on ``sock``. ``turns``: of one of several processes, which takes one connection in a turn of the loop and
+    leaves the next one to others that have fewer. EPOLLEXCLUSIVE would give them all to the one that listened last.
     """
 
-    def __init__(self, sock: socket.socket, at_once: int) -> None:
+    def __init__(self, sock: socket.socket, turns: Turns | None) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._at_once = at_once
+        self._turns = turns
         self._opening: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -95,6 +96,8 @@ class Accepting:
     def start(self) -> None:
         """Accept from now on, in the running loop."""
         self._loop = asyncio.get_running_loop()
+        if self._turns is not None:
+            self._turns.say()
         self._listen()
 
     def stop(self) -> None:
@@ -104,6 +107,8 @@ class Accepting:
         if not self._closed:
             self._take(_AT_THE_END)
             self._closed = True
+            if self._turns is not None:
+                self._turns.leave()
             self._loop.remove_reader(self._sock)
             self._sock.close()
             self._loop.call_later(_LAST_OPENING_S, self._drop)
@@ -122,11 +127,20 @@ class Accepting:
             self._loop.add_reader(self._sock, self._accept)
 
     def _accept(self) -> None:
-        error = self._take(self._at_once)
+        turns = self._turns
+        if turns is not None and turns.wait(self._loop.time()):
+            self._rest(REST_S)
+            return
+        error = self._take(_AT_ONCE if turns is None else 1)
+        if turns is not None:
+            turns.say()
         if error:
             _log.error("cannot accept: %s; trying again in %.0f s", error, _REST_S)
-            self._loop.remove_reader(self._sock)
-            self._loop.call_later(_REST_S, self._listen)
+            self._rest(_REST_S)
+
+    def _rest(self, seconds: float) -> None:
+        self._loop.remove_reader(self._sock)
+        self._loop.call_later(seconds, self._listen)
 
     def _take(self, most: int) -> str:
         """Accept what waits; why there can be no more for a while, "" if there can."""
@@ -154,8 +168,8 @@ class Accepting:
 class PlainAcceptor(Accepting):
     """Hands over connections as they come; the protocol of ``make()`` counts them itself."""
 
-    def __init__(self, sock: socket.socket, make: Callable[[], asyncio.BaseProtocol], at_once: int = AT_ONCE) -> None:
-        super().__init__(sock, at_once)
+    def __init__(self, sock: socket.socket, make: Callable[[], asyncio.BaseProtocol], turns: Turns | None) -> None:
+        super().__init__(sock, turns)
         self._make = cast(Callable[[], asyncio.Protocol], make)
 
     async def _guarded(self, sock: socket.socket, peer: str) -> None:
@@ -181,9 +195,9 @@ class Acceptor(Accepting):
         listen: Listen,
         context: Callable[[], ssl.SSLContext] | None,
         on_protocol_error: Callable[[str], None],
-        at_once: int = AT_ONCE,
+        turns: Turns | None,
     ) -> None:
-        super().__init__(sock, at_once)
+        super().__init__(sock, turns)
         self._make = make
         self._admission = admission
         self._trust = trust

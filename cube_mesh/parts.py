@@ -13,7 +13,6 @@ from cube_mesh.deadlines import Sweeper
 from cube_mesh.endpoints import EndpointTable
 from cube_mesh.health import Health
 from cube_mesh.hops import Hop
-from cube_mesh.listener import AT_ONCE
 from cube_mesh.middleware import Common
 from cube_mesh.ports import Target
 from cube_mesh.routes import RouteTable
@@ -22,6 +21,7 @@ from cube_mesh.telemetry.metrics import Metrics, NodeCollector
 from cube_mesh.telemetry.spans import SpanBuilder, SpanPipe, SpanSink
 from cube_mesh.tls.connector import log_gate
 from cube_mesh.tls.port import GateEvent
+from cube_mesh.turns import Turns
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     ``listener``: the socket that all workers accept on, listening already. ``instance``: /health's, one for the node.
     ``slab``: the region that this process counts in. ``spans_fd``: the socket that takes its spans; -1: none.
-    ``keeper``: the workers' end of the rendezvous with the keeper's process; None: the keeper is in this one.
+    ``turns_fd``: see ``turns``. ``keeper``: the workers' end of the rendezvous with the keeper's process; None: the
+    keeper is in this one.
     """
 
     worker: int | None = None
@@ -38,11 +39,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     slab: Slab | None = None
     spans_fd: int = -1
     keeper: socket.socket | None = None
+    turns_fd: int = -1
 
-    @property
-    def accepts_at_once(self) -> int:
-        """Connections in one turn of the loop: a worker leaves the next one to whoever is idle."""
-        return AT_ONCE if self.worker is None else 1
+    def turns(self, count: Callable[[], int]) -> Turns | None:
+        """This worker's, ``count()`` being the connections that it has; None: there are no others."""
+        return Turns(self.turns_fd, self.worker, count) if self.worker is not None and self.turns_fd >= 0 else None
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Literal, NoReturn
 
 import msgspec
 
-from cube_mesh import process
+from cube_mesh import process, turns
 from cube_mesh.listener import bind, bind_edge
 from cube_mesh.settings import Settings
 from cube_mesh.telemetry import slab
@@ -25,6 +25,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """``tenants_fd`` and ``local_fd`` are the numbers of the listening sockets in every process; -1: no local one.
 
     ``slab_fd``: of what all processes count in. A worker's region has its index, then come supervisor and keeper.
+    ``turns_fd``: of the memory in which workers see whose turn it is to accept.
     ``spans_fd`` and ``export_fd``: the workers' and the exporter's end of the socket for spans; -1: none are recorded.
     """
 
@@ -37,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     slab_fd: int
     spans_fd: int
     export_fd: int
+    turns_fd: int = -1
 
     @property
     def supervisor_region(self) -> int:
@@ -62,13 +64,14 @@ def launch(role: Role, settings: Settings) -> NoReturn:
     local = bind(metrics.host, metrics.port, 16) if metrics.port >= 0 else None
     fds = (tenants.detach(), local.detach() if local is not None else -1)
     workers = worker_count(role, settings)
-    kept = (slab.create(workers + 2), *(span_socket() if settings.tracing.otlp_endpoint else (-1, -1)))
+    spans = span_socket() if settings.tracing.otlp_endpoint else (-1, -1)
+    kept = (slab.create(workers + 2), *spans, turns.create(workers))
     for fd in (*fds, *kept):
         if fd >= 0:
             os.set_inheritable(fd, True)
     plan = Plan(
         role=role, settings=settings, workers=workers, instance=str(uuid.uuid4()),
-        tenants_fd=fds[0], local_fd=fds[1], slab_fd=kept[0], spans_fd=kept[1], export_fd=kept[2],
+        tenants_fd=fds[0], local_fd=fds[1], slab_fd=kept[0], spans_fd=kept[1], export_fd=kept[2], turns_fd=kept[3],
     )  # fmt: skip
     argv = process.command("cube_mesh.launcher", process.sealed(msgspec.json.encode(plan)), *kept, *fds)
     os.execve(argv[0], argv, process.environment())

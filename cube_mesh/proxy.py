@@ -123,12 +123,12 @@ class ProxyRole:
 
     def _acceptor(self, socket: Socket) -> Accepting:
         parts, listen = self._parts, self._parts.settings.listen
-        make, at_once = partial(Downstream, self.service), parts.place.accepts_at_once
+        make, turns = partial(Downstream, self.service), parts.place.turns(lambda: parts.admission.connections)
         if self._certificate is None and not listen.proxy_protocol:
-            return PlainAcceptor(socket, make, at_once)
+            return PlainAcceptor(socket, make, turns)
         context = self._certificate.context if self._certificate is not None else None
         errors = parts.numbers.protocol_error
-        return Acceptor(socket, make, parts.admission, self._trust, listen, context, errors, at_once)
+        return Acceptor(socket, make, parts.admission, self._trust, listen, context, errors, turns)
 
     def _not_ready(self, agent: str) -> str:
         return self._keeper.sessions.not_ready(agent) if self._keeper is not None else ""

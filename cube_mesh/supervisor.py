@@ -38,6 +38,7 @@ from cube_mesh.service import Service
 from cube_mesh.telemetry import log, slab
 from cube_mesh.telemetry.families import process_families
 from cube_mesh.telemetry.metrics import Metrics, NodeCollector
+from cube_mesh.turns import Turns
 from cube_mesh.worker_process import WorkerProcess
 
 DRAIN, NOW, RELOAD = b"D", b"N", b"H"
@@ -71,6 +72,8 @@ class Supervisor:
         others = tuple(region for index, region in enumerate(self._regions) if index != mine)
         for region in others:  # whoever wrote there died with the supervisor before this one
             slab.retire(region)
+        for index in range(plan.workers):
+            Turns(plan.turns_fd, index).leave()
         info = {"version": __version__, "role": plan.role}
         self._numbers = NodeCollector(numbers, info, unsafe=settings.unsafe_allow_simulated, others=others)
         text = "Processes that ended and were started again."
@@ -113,7 +116,7 @@ class Supervisor:
         if self._phase == "draining":
             return
         plan = self._plan
-        fds = [fd for fd in (self._plan_fd, plan.tenants_fd, plan.slab_fd, plan.spans_fd) if fd >= 0]
+        fds = [fd for fd in (self._plan_fd, plan.tenants_fd, plan.slab_fd, plan.spans_fd, plan.turns_fd) if fd >= 0]
         worker = WorkerProcess(
             index, fds, self._keeper.workers_fd, partial(self._reported, index), partial(self._ended, index)
         )
@@ -143,6 +146,7 @@ class Supervisor:
         """A worker's process is gone; ``code`` is negative for a signal."""
         del self._workers[index]
         slab.retire(self._regions[index])
+        Turns(self._plan.turns_fd, index).leave()
         if self._phase == "draining":
             if not self._workers:
                 self._over.set()

@@ -49,7 +49,13 @@ async def _serve(plan: plans.Plan, link: socket.socket, index: int, keeper_fd: i
     numbers = slab.attach(plan.slab_fd, index, _PATIENCE_S)
     keeper = socket.socket(fileno=keeper_fd) if keeper_fd >= 0 else None
     place = Place(
-        worker=index, listener=listener, instance=plan.instance, slab=numbers, spans_fd=plan.spans_fd, keeper=keeper
+        worker=index,
+        listener=listener,
+        instance=plan.instance,
+        slab=numbers,
+        spans_fd=plan.spans_fd,
+        keeper=keeper,
+        turns_fd=plan.turns_fd,
     )
     node = Node(plan.role, settings, place)
     orders = Orders(loop, node)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import pytest
 
 from cube_mesh.demo.backend import Script, ScriptedBackend
 from tests.edge.certificates import issue
-from tests.support.client import Reply, bearer, chat, once
+from tests.support.client import Client, Reply, bearer, chat, once
 from tests.support.load import Ledger, keep_busy
 from tests.support.mesh import identity, make_tenant, read_events
 from tests.support.node import Config, Node, children, command_line
@@ -111,6 +112,29 @@ async def test_both_workers_serve_and_the_numbers_are_of_both(backend: ScriptedB
     assert ledger.wrongly_recorded(tmp_path) == []
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_a_burst_is_spread_over_the_workers(backend: ScriptedBackend, tmp_path: Path, encrypted: bool) -> None:
+    backend.script = Script(first_byte_s=1.0)
+    changes, context = {}, None
+    if encrypted:
+        authority = issue("authority")
+        issue("server", authority).write(tmp_path / "server.crt", tmp_path / "server.key")
+        authority.write(tmp_path / "ca.crt", tmp_path / "ca.key")
+        changes = {"tls": {"cert_file": tmp_path / "server.crt", "key_file": tmp_path / "server.key"}}
+        context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    with start(backend, tmp_path, listen=changes) as node:
+        clients = await asyncio.gather(*(Client.connect(node.port, tls=context) for _ in range(64)))
+        replies = await asyncio.gather(
+            *(client.request("POST", CHAT, bearer(RED.key), chat("hello")) for client in clients)
+        )
+        for client in clients:
+            await client.close()
+        await asyncio.to_thread(node.stop)
+    assert [reply.status for reply in replies] == [200] * 64
+    served = [len(trail(tmp_path, worker)) for worker in (0, 1)]
+    assert sum(served) == 64 and max(served) <= 48, served
+
+
 async def test_the_processes_are_closed_to_others_and_say_nothing_secret(
     backend: ScriptedBackend, tmp_path: Path
 ) -> None:
@@ -191,8 +215,9 @@ async def test_kill_9_of_a_worker_hurts_nobody_elses_connection(backend: Scripte
 
 async def test_a_crash_loop_ends_readiness_until_the_worker_stays(backend: ScriptedBackend, tmp_path: Path) -> None:
     with start(backend, tmp_path) as node:
-        killed = 0
+        killed, began = 0, time.monotonic()
         while killed < 5:
+            assert time.monotonic() - began < UP_S
             pid = node.worker_pids().get(0)
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
