@@ -17,6 +17,8 @@ from cube_mesh.exchange import Exchange
 from cube_mesh.ports import Route
 from cube_mesh.settings import RouteMatch, RouteRule
 
+_MAX_KNOWN = 1024  # answers kept, for targets of at most so many bytes
+_MAX_TARGET = 256
 Test = Callable[[Exchange, str], bool]
 
 
@@ -33,10 +35,25 @@ class RouteTable:
     def __init__(self, rules: Iterable[RouteRule]) -> None:
         ordered = sorted(rules, key=lambda rule: (-rule.priority, rule.name))
         self._compiled = tuple(Compiled(Route(r.name, r.upstream), _tests(r.name, r.match)) for r in ordered)
-        self._reads_path = any(r.match.path or r.match.path_prefix or r.match.path_regex for r in ordered)
+        self._reads_fields = any(r.match.headers for r in ordered)
+        self._known: dict[tuple[str, str, bytes], Route | None] = {}
 
     def match(self, exchange: Exchange) -> Route | None:
-        path = _path(exchange) if self._reads_path else ""
+        if self._reads_fields:
+            return self._search(exchange)
+        key = (exchange.method, exchange.domain_id, exchange.upstream_target)  # all that such rules look at
+        known = self._known.get(key, self)
+        if not isinstance(known, RouteTable):
+            return known
+        route = self._search(exchange)
+        if len(key[2]) <= _MAX_TARGET:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = route
+        return route
+
+    def _search(self, exchange: Exchange) -> Route | None:
+        path = _path(exchange)
         for rule in self._compiled:
             for _, test in rule.tests:
                 if not test(exchange, path):

@@ -209,6 +209,7 @@ cdef class EventLines:
     cdef bytes _node
     cdef object _principal, _grant, _attestation
     cdef bytes _caller_tail, _channel_tail
+    cdef public bytes _plain  # of an exchange without an attested channel, and without an error that could be one's
 
     def __init__(self, stamp, bytes node not None):
         self._out = LineBuffer.__new__(LineBuffer)
@@ -225,7 +226,7 @@ cdef class EventLines:
             self._principal, self._grant = exchange.principal, exchange.grant
         out.put(self._caller_tail)
         if exchange.attestation is None:
-            out.put(self._channel(exchange))
+            out.put(self._plain if exchange.error is None else self._channel(exchange))
         else:
             if exchange.attestation is not self._attestation:
                 self._channel_tail = self._channel(exchange)
@@ -378,3 +379,29 @@ cdef class LogLines:
         out.boolean(self._unsafe)
         out.raw(b"}\n", 2)
         return out.taken()
+
+
+cdef class LogStage:
+    """``logging``: the level of a line, and whether it is written at all. ``_text_line`` makes the one that is no JSON.
+    """
+
+    cdef LogLines _lines
+    cdef object _write
+    cdef bint _json
+    cdef int _least
+
+    def __init__(self, LogLines lines not None, write, bint json, int least):
+        self._lines = lines
+        self._write = write
+        self._json = json
+        self._least = least
+
+    def leave(self, Exchange exchange not None):
+        cdef str level = "info"
+        cdef int rank = 1
+        if exchange.status >= 500 or exchange.outcome == "failed":
+            level, rank = "error", 3
+        elif exchange.outcome == "refused":
+            level, rank = "warn", 2
+        if rank >= self._least:
+            self._write(self._lines.json(exchange, level) if self._json else self._text_line(exchange, level))

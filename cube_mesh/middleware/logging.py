@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from cube_mesh._fastpath import LogLines
+from cube_mesh._fastpath import LogLines, LogStage
 from cube_mesh.exchange import Exchange
 from cube_mesh.text import Stamp, clean
 
@@ -39,7 +39,7 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     unsafe: bool
 
 
-class Logging:
+class Logging(LogStage):
     """Observer. 5xx and failures are errors, refusals warnings, the rest (cancels too) information."""
 
     def __init__(
@@ -51,28 +51,13 @@ class Logging:
         level: str = "info",
         unsafe: bool = False,
     ) -> None:
-        self._write = write
         self._node_id = node_id
-        self._json = json
-        self._least = _RANK[level]
         self._unsafe = unsafe
         self._stamp = Stamp()
-        self._lines = LogLines(self._stamp, node_id, unsafe)
+        super().__init__(LogLines(self._stamp, node_id, unsafe), write, json, _RANK[level])
 
-    def leave(self, exchange: Exchange) -> None:
-        outcome = exchange.outcome
-        if outcome == "failed" or exchange.status >= 500:
-            level, rank = "error", 3
-        elif outcome == "refused":
-            level, rank = "warn", 2
-        else:
-            level, rank = "info", 1
-        if rank < self._least:
-            return
-        if self._json:
-            self._write(self._lines.json(exchange, level))
-        else:
-            self._write(_text(self._line(exchange, level)))
+    def _text_line(self, exchange: Exchange, level: str) -> bytes:
+        return _text(self._line(exchange, level))
 
     def _line(self, exchange: Exchange, level: str) -> Line:
         principal, endpoint, error = exchange.principal, exchange.endpoint, exchange.error

@@ -1,4 +1,4 @@
-"""An open attested channel: an asyncio BufferedProtocol towards TCP, a Transport (by its methods) towards the application's.
+"""An open attested channel: a BufferedProtocol towards TCP, a Transport (by its methods) towards the application's end.
 
 It exists only after the gate has opened (``opening`` makes it), so no application byte can pass before. Records are
 moved in C (``_fastpath/records.pxi``): reading and writing are there, what ends a channel is here. Plaintext is never
