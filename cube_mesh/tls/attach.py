@@ -79,7 +79,7 @@ class AttachGate:
         self.peer = peer
         self.state = State.START
         self._facts = facts
-        self._leaves = leaf_hashes(plan.role, facts.leaf.cert_der, peer.der)
+        self._leaves = leaf_hashes(plan.role, facts.leaf.cert_der, peer)
         self._session = session
         self._proof = b""
         self._value = b""

@@ -27,7 +27,7 @@ from cube_mesh.tls.contexts import (
     server_connection,
 )
 from cube_mesh.tls.gate import Plan
-from cube_mesh.tls.identity import Leaf, SpiffeId, parse_spiffe_id
+from cube_mesh.tls.identity import KnownLeaves, Leaf, SpiffeId, parse_spiffe_id
 from cube_mesh.tls.opening import Opening
 from cube_mesh.tls.port import CLAIMS_ONLY, GateEvent, KeeperPort, OnGate
 from cube_mesh.tls.reasons import Refusal
@@ -68,6 +68,7 @@ class AttestedConnector:
         self._timeout_s = attestation.handshake_timeout_s if timeout_s is None else timeout_s
         self._on_gate = on_gate
         self._contexts = Contexts(server=False)
+        self._known = KnownLeaves()
 
     async def connect(self, protocol_factory: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
         """A data connection, open: under the session with the agent, or with a quote of its own, as the mode says.
@@ -120,8 +121,9 @@ class AttestedConnector:
         def make_opening() -> Opening:
             left = max(0.0, deadline - loop.time())
             return Opening(
-                self._plan(alpn), self._keeper, lambda: self._make_tls(alpn), lambda _: factory(), on_end, left, session
-            )
+                self._plan(alpn), self._keeper, lambda: self._make_tls(alpn), lambda _: factory(), on_end, left,
+                session, self._known,
+            )  # fmt: skip
 
         opening = await self._connect_tcp(make_opening, deadline)
         try:
@@ -191,6 +193,7 @@ class AttestedServer:
         self._max_opening = max_opening
         self._opening = 0
         self._contexts = Contexts(server=True)
+        self._known = KnownLeaves()
 
     def __call__(self) -> asyncio.Protocol:
         if self._opening >= self._max_opening:
@@ -198,7 +201,9 @@ class AttestedServer:
             return _TurnedAway()
         self._opening += 1
         timeout_s = self._attestation.handshake_timeout_s * _SERVER_SHARE
-        return Opening(self._plan(), self._keeper, self._make_tls, self._make_inner, self._on_end, timeout_s)
+        return Opening(
+            self._plan(), self._keeper, self._make_tls, self._make_inner, self._on_end, timeout_s, None, self._known
+        )
 
     def _on_end(self, event: GateEvent, _inner: asyncio.Protocol | None) -> None:
         self._opening -= 1

@@ -181,7 +181,7 @@ class Gate:
         self.peer_nonce = b""
         self.state = State.START
         self._facts = facts
-        self._leaf_hashes = leaf_hashes(plan.role, facts.leaf.cert_der, peer.der)
+        self._leaf_hashes = leaf_hashes(plan.role, facts.leaf.cert_der, peer)
         self._request = build_request(plan.role, plan.nonce)
         self._peer_request = b""
         self._frames = FrameDecoder()
@@ -426,18 +426,24 @@ _DUE: dict[State, tuple[FrameType, Callable[[Gate, bytes], list[Command]]]] = {
 # --- the defences, one function each ---
 
 
-def check_handshake(facts: Facts, plan: Plan, now: float) -> PeerLeaf:
-    """TLS_DONE (§6): every check of the finished handshake, in order; the peer's leaf when all hold."""
+def check_handshake(facts: Facts, plan: Plan, now: float, known: identity.KnownLeaves | None = None) -> PeerLeaf:
+    """TLS_DONE (§6): every check of the finished handshake, in order; the peer's leaf when all hold.
+
+    A leaf that is ``known``, for plans with the same roots, is not read again, nor is its chain verified again.
+    """
     check_version(facts.version)
     check_protocol(facts.protocol, plan.protocols)
     check_not_resumed(facts.certificate_seen)
-    peer = identity.parse_peer_leaf(facts.peer_leaf) if facts.peer_leaf else _no_leaf()
+    before = known.get(facts.peer_leaf, facts.peer_chain, now) if known is not None else None
+    peer = before or (identity.parse_peer_leaf(facts.peer_leaf) if facts.peer_leaf else _no_leaf())
     identity.check_trust_domain(peer, plan.trust_domain)
     identity.check_role(peer, peer_role(plan.role))
     identity.check_validity(peer, now)
-    if plan.roots:
+    if plan.roots and before is None:
         identity.check_chain(peer, facts.peer_chain, plan.roots, now)
     identity.check_expected(peer, plan.allowed)
+    if known is not None and before is None:
+        known.remember(peer, facts.peer_chain, plan.roots, now)
     return peer
 
 
@@ -485,9 +491,9 @@ def expected_key(peer: PeerLeaf) -> bytes:
     return peer.spki_hash
 
 
-def leaf_hashes(own: Role, own_der: bytes, peer_der: bytes) -> tuple[bytes, bytes]:
+def leaf_hashes(own: Role, own_der: bytes, peer: PeerLeaf) -> tuple[bytes, bytes]:
     """SHA-256 of the client's and of the server's leaf, in this order."""
-    ours, theirs = sha256(own_der).digest(), sha256(peer_der).digest()
+    ours, theirs = sha256(own_der).digest(), peer.leaf_hash
     return (ours, theirs) if own is Role.CLIENT else (theirs, ours)
 
 

@@ -28,6 +28,7 @@ TLS_ROLE: dict[str, Role] = {"proxy": Role.CLIENT, "agent": Role.SERVER}  # of t
 EKU = {Role.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH, Role.SERVER: ExtendedKeyUsageOID.SERVER_AUTH}
 MAX_AGENT_LEAF_S = 86_400
 CLOCK_SKEW_S = 60
+_MAX_KNOWN, _MAX_CHAIN = 256, 8  # leaves of one listener or connector; certificates beside one
 _CMW = x509.ObjectIdentifier(CMW_OID)
 _SPIFFE = re.compile(r"spiffe://([a-z0-9][a-z0-9._-]{0,254})/(agent|proxy)/([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
 
@@ -222,6 +223,36 @@ def check_chain(peer: PeerLeaf, chain: tuple[bytes, ...], roots: tuple[bytes, ..
         context.verify_certificate()
     except crypto.X509StoreContextError as error:
         raise Refusal("chain", str(error)) from error
+
+
+class KnownLeaves:
+    """Leaves that have passed ``gate.check_handshake`` at one listener or connector, by their bytes: read once, and
+    their chains verified once.
+
+    What is refused takes no room. What depends on the time, the connection or the plan is checked each time. A chain
+    holds while none of its certificates, nor of the roots, has ended, and not before the time at which it was verified:
+    a clock that was set back verifies again.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, tuple[bytes, ...]], tuple[PeerLeaf, float, float]] = {}
+
+    def get(self, der: bytes, chain: tuple[bytes, ...], now: float) -> PeerLeaf | None:
+        """The leaf, when these very bytes have been accepted with this very chain, and that still holds."""
+        found = self._known.get((der, chain))
+        return found[0] if found is not None and found[1] <= now < found[2] else None
+
+    def remember(self, peer: PeerLeaf, chain: tuple[bytes, ...], roots: tuple[bytes, ...], now: float) -> None:
+        """``peer`` has passed, at ``now``."""
+        if len(chain) > _MAX_CHAIN:
+            return
+        try:
+            ends = [x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp() for der in (*chain, *roots)]
+        except _UNREADABLE:  # a certificate beside the chain that OpenSSL had no need of
+            return
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[peer.der, chain] = peer, now, min((peer.not_after, *ends))
 
 
 def passport_of(peer: PeerLeaf) -> bytes:

@@ -36,7 +36,7 @@ from cube_mesh.tls.gate import (
     check_handshake,
     refusal_frame,
 )
-from cube_mesh.tls.identity import Leaf
+from cube_mesh.tls.identity import KnownLeaves, Leaf
 from cube_mesh.tls.live import Standing, facts_of
 from cube_mesh.tls.port import GateEvent, KeeperPort
 from cube_mesh.tls.reasons import Phase as GatePhase
@@ -51,7 +51,8 @@ class Opening(asyncio.Protocol):
     """One attempt. ``on_end`` is called exactly once, with the inner protocol when the channel opened, else None.
 
     ``make_tls`` gives the leaf in use and a fresh connection over memory BIOs; ``make_inner`` gets the negotiated ALPN
-    protocol. ``timeout_s`` counts from the TCP connection. ``session`` is what a client attaches under.
+    protocol. ``timeout_s`` counts from the TCP connection. ``session`` is what a client attaches under;
+    ``known`` are the leaves that passed at this end before.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Opening(asyncio.Protocol):
         on_end: Callable[[GateEvent, asyncio.Protocol | None], None],
         timeout_s: float,
         session: Session | None = None,
+        known: KnownLeaves | None = None,
     ) -> None:
         self._plan = plan
         self._keeper = keeper
@@ -71,6 +73,7 @@ class Opening(asyncio.Protocol):
         self._on_end = on_end
         self._timeout_s = timeout_s
         self._session = session
+        self._known = known
         self._loop = asyncio.get_running_loop()
         self._tcp: asyncio.Transport | None = None
         self._gate: Gate | AttachGate | None = None
@@ -140,7 +143,7 @@ class Opening(asyncio.Protocol):
         self._secured_at = time.perf_counter()
         try:
             self._facts = facts = self._read_facts()
-            peer = check_handshake(facts, self._plan, time.time())
+            peer = check_handshake(facts, self._plan, time.time(), self._known)
         except Refusal as refusal:
             # Only a peer that failed nothing but the list has proven who it is, and may learn why it is refused.
             known = refusal.reason == "not_allowed" and bool(self._plan.roots)
@@ -161,7 +164,7 @@ class Opening(asyncio.Protocol):
         leaf = (
             tls.get_peer_certificate()
         )  # as OpenSSL has it: reading it, and refusing what is unreadable, is identity's
-        chain = tls.get_peer_cert_chain() or []
+        chain = (tls.get_peer_cert_chain() or []) if self._plan.roots else []  # without roots it proves nothing
         return Facts(
             version=tls.get_protocol_version_name(),
             protocol=tls.get_alpn_proto_negotiated(),
@@ -441,8 +444,11 @@ class Opening(asyncio.Protocol):
         assert self._tcp is not None
         while True:
             try:
-                self._tcp.write(self._tls.bio_read(_READ))
+                data = self._tls.bio_read(_READ)
             except SSL.WantReadError:
+                return
+            self._tcp.write(data)
+            if len(data) < _READ:  # the BIO gives all that it has
                 return
 
 

@@ -169,6 +169,7 @@ class SessionTable:
     def __init__(self) -> None:
         self._by_id: dict[bytes, Session] = {}
         self._generations: dict[tuple[str, Role], int] = {}
+        self._next_expiry = math.inf  # nothing ends before
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -192,6 +193,7 @@ class SessionTable:
         generation = self._generations[key] = self._generations.get(key, 0) + 1
         session = msgspec.structs.replace(session, generation=generation)
         self._by_id[session.id] = session
+        self._next_expiry = min(self._next_expiry, session.expires_at)
         return session, gone
 
     def find(self, session_id: bytes, now: float) -> Session:
@@ -228,5 +230,8 @@ class SessionTable:
 
     def expire(self, now: float) -> None:
         """Drop the keys of what has ended."""
+        if now < self._next_expiry:
+            return
         for session in [session for session in self if session.expires_at <= now]:
             del self._by_id[session.id]
+        self._next_expiry = self.next_expiry()

@@ -16,7 +16,7 @@ from attest.evidence import decode_evidence
 from cube_mesh.tls import gate as gate_module
 from cube_mesh.tls.frames import FrameType, encode_frame
 from cube_mesh.tls.gate import Appraise, Close, Collect, Command, Facts, Gate, Open, Plan, Send, State, check_handshake
-from cube_mesh.tls.identity import Leaf, parse_spiffe_id, self_signed_leaf, spki_hash
+from cube_mesh.tls.identity import KnownLeaves, Leaf, parse_spiffe_id, self_signed_leaf, spki_hash
 from cube_mesh.tls.reasons import REASONS, Refusal
 from cube_mesh.tls.verdict import Result, decode_result, encode_result
 
@@ -408,3 +408,72 @@ def test_a_plan_without_a_peer_or_a_proof_cannot_be_made(change: dict[str, Any])
 def test_results_that_contradict_themselves(body: bytes) -> None:
     with pytest.raises(ValueError):
         decode_result(body)
+
+
+# --- leaves that are known ---
+
+
+class Verifications:
+    """Counts what is read and verified while the gate's checks are the real ones, but for the chain's signature."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.read = self.chains = 0
+        parse = gate_module.identity.parse_peer_leaf
+
+        def counted(der: bytes) -> gate_module.identity.PeerLeaf:
+            self.read += 1
+            return parse(der)
+
+        def chain(*_: object) -> None:
+            self.chains += 1
+
+        monkeypatch.setattr(gate_module.identity, "parse_peer_leaf", counted)
+        monkeypatch.setattr(gate_module.identity, "check_chain", chain)
+
+
+ROOTED: dict[str, Any] = {"roots": (LEAVES[Role.CLIENT].cert_der,), "needs_passport": False}
+
+
+def test_a_known_leaf_is_read_and_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, known = Verifications(monkeypatch), KnownLeaves()
+    first, second = (check_handshake(facts(Role.SERVER), plan(Role.SERVER, **ROOTED), NOW, known) for _ in range(2))
+    assert first == second and (seen.read, seen.chains) == (1, 1)
+
+
+def test_what_is_not_kept_of_a_known_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thing that a later connection may change is looked at again, although the leaf is known."""
+    seen, known = Verifications(monkeypatch), KnownLeaves()
+
+    def refusal(now: float = NOW, of: Facts | None = None, **changes: Any) -> str:
+        with pytest.raises(Refusal) as caught:
+            check_handshake(of or facts(Role.SERVER), plan(Role.SERVER, **{**ROOTED, **changes}), now, known)
+        return caught.value.reason
+
+    check_handshake(facts(Role.SERVER), plan(Role.SERVER, **ROOTED), NOW, known)
+    assert refusal(NOW + 3600) == "leaf_expired"
+    assert refusal(NOW - 3600) == "leaf_expired"
+    assert refusal(allowed=frozenset({"spiffe://cube/proxy/p2"})) == "not_allowed"
+    assert refusal(trust_domain="other") == "trust_domain"
+    assert refusal(of=facts(Role.SERVER, certificate_seen=False)) == "resumed"
+    assert refusal(of=facts(Role.SERVER, peer_leaf=LEAVES[Role.SERVER].cert_der)) == "wrong_role"
+    assert (seen.read, seen.chains) == (4, 1), "out of its time it is unknown; another leaf is another"
+
+
+@pytest.mark.parametrize("change", ["root ends", "clock set back", "other chain"])
+def test_a_chain_is_verified_again(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, known = Verifications(monkeypatch), KnownLeaves()
+    roots = (make_leaf(Role.SERVER, 6, lifetime=100).cert_der,) if change == "root ends" else ROOTED["roots"]
+    later = {"root ends": NOW + 200, "clock set back": NOW - 1}.get(change, NOW)
+    chain = (LEAVES[Role.SERVER].cert_der,) if change == "other chain" else ()
+    for now, given in ((NOW, ()), (later, chain)):
+        its_plan = plan(Role.SERVER, roots=roots, needs_passport=False)
+        check_handshake(facts(Role.SERVER, peer_chain=given), its_plan, now, known)
+    assert seen.chains == 2
+
+
+def test_what_is_refused_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, known = Verifications(monkeypatch), KnownLeaves()
+    for _ in range(2):
+        with pytest.raises(Refusal, match="not_allowed"):
+            check_handshake(facts(Role.SERVER), plan(Role.SERVER, **ROOTED, allowed=frozenset({"x"})), NOW, known)
+    assert (seen.read, seen.chains) == (2, 2)
