@@ -51,7 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def worker_count(role: Role, settings: Settings) -> int:
     """How many workers the settings mean; 0: everything in one process."""
-    return len(os.sched_getaffinity(0)) if settings.workers < 0 else settings.workers
+    return process.cores() if settings.workers < 0 else settings.workers
 
 
 def launch(role: Role, settings: Settings) -> NoReturn:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -43,6 +44,33 @@ def _prctl(option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
+
+
+def cores(files: Path = Path("/")) -> int:
+    """How many cores' time this process may have: those it may run on, and no more than the CPU quota of its control
+    group and of those above it (cgroup v2, ``cpu.max``), rounded up; at least 1. ``files``: where proc and sys are.
+
+    What cannot be read limits nothing. In a container the groups above its own cannot be seen.
+    """
+    found = len(os.sched_getaffinity(0))
+    try:
+        lines = (files / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return found
+    top = files / "sys/fs/cgroup"
+    group = top / next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+    for place in (group, *group.parents):
+        if place.is_relative_to(top):
+            found = min(found, _quota(place / "cpu.max", found))
+    return found
+
+
+def _quota(file: Path, otherwise: int) -> int:
+    try:
+        quota, period = map(int, file.read_text().split())
+        return max(1, -(-quota // period))
+    except (OSError, ValueError, ZeroDivisionError):  # "max 100000": no limit
+        return otherwise
 
 
 def sealed(data: bytes) -> int:

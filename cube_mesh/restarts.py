@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 STEADY_S = 2.0  # up for this long: what ended before is forgotten
 FIRST_S = 0.1
 LAST_S = 15.0  # of a process that does not come up: what stops it will not be gone in a second
-LAST_AFTER_UP_S = 1.0  # of one that does: while it is up it serves
+LAST_AFTER_UP_S = 0.2  # of one that does: while it is up it serves, and its start costs more than this
 LOOP = 5  # ends in a row that make a crash loop
 
 

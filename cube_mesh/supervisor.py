@@ -66,6 +66,7 @@ class Supervisor:
         self._slots = [Slot() for _ in range(plan.workers)]
         self._workers: dict[int, WorkerProcess] = {}
         self._keeper = KeeperChild(plan, plan_fd, self._keeper_ended)
+        self._exporter = ExporterProcess(plan, plan_fd)
         mine = plan.supervisor_region
         numbers = Metrics(slab=slab.attach(plan.slab_fd, mine, _PATIENCE_S))
         self._regions = slab.regions(plan.slab_fd)
@@ -96,14 +97,13 @@ class Supervisor:
         loop.add_reader(self._commands_fd, self._commanded)
         self._writer.start(loop)
         local = await self._listen_locally()
-        exporter = ExporterProcess(self._plan, self._plan_fd)
-        exporter.start()
+        self._exporter.start()
         self._keeper.start()
         for index in range(self._plan.workers):
             self._start(index)
         await self._over.wait()
         await self._keeper.close()
-        await exporter.close()
+        await self._exporter.close()
         if local is not None:
             local.close()
         _log.info("%s is down", self._plan.role)
@@ -255,6 +255,7 @@ class Supervisor:
             "supervisor": int(self._restarts > 0),
             "worker": sum(slot.restarts for slot in self._slots),
             "keeper": self._keeper.restarts,
+            "exporter": self._exporter.restarts,
         }
 
 

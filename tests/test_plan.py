@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -27,9 +28,42 @@ def test_each_worker_has_its_part_of_what_is_meant_for_the_node(total: int, work
 
 
 def test_how_many_workers() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = process.cores()
     counts = [plan.worker_count("proxy", Settings(workers=number)) for number in (-1, 0, 1, 5)]
     assert counts == [cores, 0, 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("group", "limits", "most"),
+    [
+        ("0::/", {"": "max 100000"}, 8),
+        ("0::/", {"": "200000 100000"}, 2),
+        ("0::/", {"": "150000 100000"}, 2),
+        ("0::/", {"": "5000 100000"}, 1),
+        ("0::/", {"": "1600000 100000"}, 8),
+        ("0::/a/b", {"a/b": "max 100000", "a": "300000 100000"}, 3),
+        ("0::/a/b", {"a/b": "300000 100000", "a": "100000 100000"}, 1),
+        ("0::/a/b", {"c": "100000 100000"}, 8),
+        ("5:cpu:/a\n0::/b", {"b": "400000 100000"}, 4),
+        ("0::/", {"": "nonsense"}, 8),
+        ("0::/", {}, 8),
+        ("", {}, 8),
+    ],
+)
+def test_a_cpu_quota_is_looked_at(
+    group: str, limits: dict[str, str], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(group + "\n")
+    for name, text in limits.items():
+        (tmp_path / "sys/fs/cgroup" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys/fs/cgroup" / name / "cpu.max").write_text(text + "\n")
+    assert process.cores(tmp_path) == most
+
+
+def test_without_control_groups_it_is_the_cores(tmp_path: Path) -> None:
+    assert process.cores(tmp_path) == len(os.sched_getaffinity(0))
 
 
 def test_a_plan_crosses_exec_whole_and_cannot_be_changed() -> None:

@@ -45,7 +45,7 @@ async def kill_under_load(node: Node, tenant: Tenant, directory: Path, kind: str
     load = asyncio.create_task(keep_busy(node.port, tenant, ledger, stop))
     try:
         while found.kills < kills:
-            await asyncio.sleep(moments.uniform(0.05, 0.4))
+            await asyncio.sleep(moments.uniform(0.05, 3.0))
             pid = await asyncio.to_thread(victim, node, kind, moments)
             if pid:
                 os.kill(pid, signal.SIGKILL)
