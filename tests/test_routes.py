@@ -82,3 +82,19 @@ def test_a_pattern_is_linear_or_refused() -> None:
         RouteTable([rule("r", path_regex="(a)\\1")])
     slow = rule("r", path_regex="/(a+)+b")
     assert matched([slow], exchange(target="/" + "a" * 5000)) is None
+
+
+def test_answers_that_are_kept_are_those_that_were_found() -> None:
+    """Rules that read no field: asked twice, for more requests than are kept, and for targets that are not kept."""
+    rules = [rule("a", 2, path_prefix="/v1", methods=("POST",)), rule("b", 1, domains=(DOMAIN,), path="/x"), rule("c")]
+    table = RouteTable(rules)
+    requests = [
+        exchange(method, target) for method in ("GET", "POST") for target in ("/v1", "/v1x", "/x?y=1", "/" + "z" * 400)
+    ]
+    requests += [exchange(target=f"/v1/{n}") for n in range(1100)]
+    for request in requests * 2:
+        found = table.match(request)
+        lines = dict(table.explain(request))
+        assert found is not None and lines[found.name] == "matched"
+        assert found.name == next(name for name, why in lines.items() if why == "matched")
+    assert len(table._known) <= 1024
