@@ -27,7 +27,8 @@ FILE_VARIABLE = "CUBE_MESH_CONFIG"
 # Not settings: the file itself, and two that the test suite reads.
 _OTHER_VARIABLES = frozenset({FILE_VARIABLE, "CUBE_MESH_REQUIRE", "CUBE_MESH_VECTORS"})
 SECRETS = frozenset({"upstreams.*.api_key"})
-_PATHS = frozenset({"audit.path", "upstreams.*.policy"})  # and every key that ends in _file
+# and every key that ends in _file
+_PATHS = frozenset({"audit.path", "upstreams.*.policy", "identity.domains.*.evidence_policy"})
 _PORTS: dict[Role, dict[str, int]] = {
     "proxy": {"listen.port": 8900, "metrics.port": 8910},
     "agent": {"listen.port": 8901, "metrics.port": 8911},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import socket
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cube_mesh.demo.backend import ScriptedBackend
-from tests.support.client import Client, Reply, bearer, chat
+from tests.support.client import Client, Reply, bearer, chat, once
 from tests.support.mesh import Mesh, read_events
 from tests.support.node import Node
 
@@ -155,3 +156,26 @@ async def test_a_quote_for_each_connection_where_the_mode_says_so(
             assert len(quotes.made) >= 3  # passport, control connection, and at least one of its own
             assert {event["attestation_mode"] for event in read_events(tmp_path / "proxy")} == {"quote"}
             assert sessions_of(tmp_path / "proxy") == {(None, None)}
+
+
+async def test_a_tenant_whose_own_policy_the_agent_fails(mesh: Mesh, backend: ScriptedBackend, tmp_path: Path) -> None:
+    """A19 as real processes: blue is served, red is not, whichever worker and whoever warmed the connection."""
+    red, blue = mesh.tenants
+    policy = mesh.policy.read_text()
+    pcr = re.findall(r'"([0-9a-f]{64})"', policy)[-1]
+    (tmp_path / "own.toml").write_text(policy.replace(pcr, "ab" * 32))
+    with await asyncio.to_thread(mesh.agent, tmp_path / "agent", backend.url, workers=2) as agent:
+        config = mesh.proxy_config(agent.port, workers=2)
+        config["identity"]["domains"][0]["evidence_policy"] = tmp_path / "own.toml"
+        with await asyncio.to_thread(
+            mesh.proxy, tmp_path / "proxy", agent.port, workers=2, identity=config["identity"]
+        ) as proxy:
+            for tenant, status in ((blue, 200), (red, 503)) * 4:
+                path = f"/{tenant.domain}/v1/chat/completions"
+                reply = await once(proxy.port, "POST", path, bearer(tenant.key), chat())
+                assert reply.status == status
+    refused = [event for event in read_events(tmp_path / "proxy") if event["domain_id"] == red.domain]
+    assert [(event["error_code"], event["attestation_error"]) for event in refused] == [
+        ("atls_tenant_policy", "tenant_policy")
+    ] * 4
+    assert len(backend.requests) == 4

@@ -18,7 +18,7 @@ from attest.evidence import Part
 from attest.verifier import Verifier
 from cube_mesh.errors import ConfigError
 from cube_mesh.keeper import keeper_from_settings
-from cube_mesh.settings import Attestation, Settings, Upstream
+from cube_mesh.settings import Attestation, Domain, Settings, Upstream
 from cube_mesh.settings import Mesh as MeshSettings
 from cube_mesh.tls.identity import parse_peer_leaf, passport_of
 from cube_mesh.tls.reasons import Refusal
@@ -244,6 +244,30 @@ def test_a_policy_file_that_is_wrong_is_found_at_the_start(proxy_settings: Setti
     with pytest.raises(ConfigError) as caught:
         keeper_from_settings(proxy_settings, "proxy")
     assert caught.value.key == "upstreams.u.policy"
+
+
+def _with_own_policy(settings: Settings, file: Path) -> Settings:
+    domain = Domain(id="d0000000-0000-4000-8000-000000000001", evidence_policy=str(file))
+    return _changed(settings, "identity", domains=(domain,))
+
+
+def test_a_domains_policy_file_is_read_at_the_start(mesh: Mesh, proxy_settings: Settings, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    with pytest.raises(ConfigError) as caught:
+        keeper_from_settings(_with_own_policy(proxy_settings, own), "proxy")
+    assert caught.value.key == "identity.domains.d0000000-0000-4000-8000-000000000001.evidence_policy"
+    own.write_text(mesh.default_policy())
+    assert keeper_from_settings(_with_own_policy(proxy_settings, own), "proxy").has_leaf
+
+
+def test_a_domains_policy_needs_sessions(mesh: Mesh, proxy_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(mesh.default_policy())
+    quote = msgspec.structs.replace(proxy_settings.upstreams[0], mode="quote")
+    settings = msgspec.structs.replace(proxy_settings, upstreams=(quote,))
+    assert keeper_from_settings(settings, "proxy").has_leaf
+    with pytest.raises(ConfigError) as caught:
+        keeper_from_settings(_with_own_policy(settings, tmp_path / "own.toml"), "proxy")
+    assert caught.value.key == "upstreams.u.mode"
 
 
 @pytest.mark.parametrize("attester", ["", "none"])

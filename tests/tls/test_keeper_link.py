@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
+from attest.errors import AttestError
 from attest.evidence import Part
 from cube_mesh import keeper_link
 from cube_mesh.errors import DependencyError
@@ -18,7 +20,7 @@ from cube_mesh.keeper_process import KeeperServer
 from cube_mesh.remote_keeper import RemoteKeeper
 from cube_mesh.tls.connector import AttestedConnector, AttestedServer
 from cube_mesh.tls.reasons import Refusal
-from tests.tls.mesh import AGENT, PROXY, SETTINGS, Mesh, Recorder, control_link, upstream
+from tests.tls.mesh import AGENT, POLICY, PROXY, SETTINGS, Mesh, Recorder, control_link, upstream
 
 
 class SlowTpm:
@@ -141,3 +143,29 @@ async def test_without_the_keeper_what_stands_goes_on_and_what_needs_it_is_refus
         proxy.server.start()
         await asyncio.sleep(0.3)
         await echo(dials[0])
+
+
+async def test_a_workers_further_policy_is_asked_of_the_keeper(mesh: Mesh) -> None:
+    """The evidence stays with the keeper: workers name the session and the policy, and get a verdict."""
+    async with sides(mesh) as (_, proxy, dials):
+        made = await echo(dials[0])
+        worker, name = proxy.workers[1], made.transport.get_extra_info("attestation").session
+        assert (await worker.appraise_session(name, POLICY)).policy_id == "test"
+        assert all(session.agreed.evidence == b"" for session in worker.sessions._by_id.values())
+        with pytest.raises(AttestError, match="no evidence policy"):
+            await worker.appraise_session(name, "other.toml")
+        with pytest.raises(Refusal, match="session_unknown"):
+            await worker.appraise_session("0" * 16, POLICY)
+
+
+async def test_keys_go_when_they_end_in_every_process(mesh: Mesh) -> None:
+    async with sides(mesh) as (_, proxy, dials):
+        await echo(dials[0])
+        session = next(iter(proxy.keeper.sessions._table))
+        ending = msgspec.structs.replace(session, expires_at=time.time() + 0.1)
+        await proxy.keeper.sessions.register(ending)
+        await asyncio.sleep(0.05)
+        assert all(list(worker.sessions._by_id) == [session.id] for worker in proxy.workers)
+        await asyncio.sleep(0.15)
+        assert not list(proxy.keeper.sessions._table)
+        assert not any(worker.sessions._by_id for worker in proxy.workers)
