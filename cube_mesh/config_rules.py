@@ -275,6 +275,9 @@ def _proxy(settings: Settings) -> Iterator[Problem]:
     if any(upstream.url.startswith("atls:") for upstream in settings.upstreams):
         yield from _mesh("proxy", settings)
         return
+    for index, domain in enumerate(identity.domains):
+        if domain.evidence_policy:
+            yield f"identity.domains.{index}.evidence_policy", "no upstream is attested: all of it would be refused"
     yield from _targets(settings, None)
     if settings.attestation.attester not in ("", "none"):
         yield "attestation.attester", 'a proxy does not attest in this version; say "none"'

@@ -277,3 +277,10 @@ def test_every_problem_is_found_and_the_source_named(folder: Path) -> None:
     assert "upstreams: " + NO_UPSTREAM in told
     with pytest.raises(ConfigError, match=r"limits\.max_fields"):
         config_rules.check(loaded, "proxy")
+
+
+def test_a_domains_evidence_policy_needs_something_attested(folder: Path) -> None:
+    own = {"identity__domains__0__evidence_policy": f"{folder}/policy.toml"}
+    assert found("proxy", proxy(folder), **own) == []
+    plain = {"upstreams": [{"name": "agent", "url": "http://127.0.0.1:9000"}], "mesh": {}, **own}
+    one(found("proxy", proxy(folder), **plain), "identity.domains.0.evidence_policy", "no upstream is attested")
