@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.smuggling.cases import CASES
 
 CORPUS = Path(__file__).with_name("corpus")
-REQUEST, RESPONSE, TO_HEAD, CHUNKED, MEMBERS, NOTE, VALUE, LINE = (bytes([n, 128]) for n in (0, 2, 3, 4, 6, 14, 7, 31))
+REQUEST, RESPONSE, TO_HEAD, CHUNKED, MEMBERS, NOTE, VALUE, LINE = (bytes([n, 128]) for n in (0, 2, 3, 4, 6, 30, 7, 31))
 RESPONSES = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX_Cube: a\r\nConnection: close, X\r\nX: y\r\n\r\nhello",
