@@ -35,8 +35,8 @@ RATE, CONNECTIONS, ROUND_S = 1_000, 40, 12
 ARRIVING_S, DEADLINE_S = 3.0, 5.0  # all of them are there before the first has to go
 LATE_S = 2.5  # a sweep, and a core that the crowd shares with everything else
 TIMEOUTS = {"head_s": DEADLINE_S, "body_s": DEADLINE_S, "write_s": DEADLINE_S, "linger_s": 0.5}
-WATER = 65_536 + 65_536  # unsent at most for a slow reader, and one read of its upstream that goes on top
-SPACE = 32 * 2**20  # besides what waits for slow readers: the connections themselves, bodies begun, the allocator
+WATER = (64 + 64 + 16) * 1024  # of a slow reader: unsent, one read of its upstream on top, usage's end of the answer
+SPACE = 16 * 1024  # of any connection, a client's or an upstream's
 ROUNDS = ("base", "crowd", "again")
 HERE = (*systems.OTHERS, sys.executable, "-m", "tests.prove.crowded")
 

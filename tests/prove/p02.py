@@ -83,7 +83,7 @@ def slow(full: bool, scratch: Path) -> Held:
     judged = "p99" if 1 + 2 * figures["noise"] <= P99_RATIO else "cpu"
     cpu = figures["proxy_cpu_us_per_honest_request"]
     ratio = figures["p99_ratio"] if judged == "p99" else cpu["crowd"] / cpu["base"]
-    bound = each * crowded.WATER + crowded.SPACE
+    bound = each * crowded.WATER + 4 * each * crowded.SPACE
     figures |= {"judged": judged, "bound_mib": round(bound / 2**20, 1)}
     in_time = not run.wrong() and run.together >= 3 * each
     held = in_time and run.grown <= bound and (ratio <= P99_RATIO or not full)
