@@ -134,7 +134,8 @@ def kills(full: bool, scratch: Path) -> Held:
                     slowest = max(found.back_s)
                     figures[kind] = {**asdict(found), "wrong": len(found.wrong), "slowest_back_s": round(slowest, 2)}
                     figures[kind]["back_s"] = round(median(found.back_s), 3)
-                    held = held and not found.wrong and slowest <= (BACK_S if full else 3 * BACK_S) and found.whole > 10 * count
+                    soon = slowest <= (BACK_S if full else 3 * BACK_S)
+                    held = held and not found.wrong and soon and found.whole > 10 * count
         return Held(held, figures, "python -m tests.prove 03 --only kills")
 
     return with_mesh(scratch, lambda mesh: asyncio.run(measured(mesh)))
