@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import json
 import os
@@ -62,6 +61,8 @@ def fetch(
     ] = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der",
 ) -> None:
     """Fetch items into the cache: for evidence, or for a platform, product or issuer. Prints a line an item."""
+    import asyncio
+
     from cube_mesh.collateral.fetcher import Fetcher
     from cube_mesh.collateral.sources import Sources
     from cube_mesh.collateral.store import Store
