@@ -72,8 +72,7 @@ def fuzz(full: bool, scratch: Path) -> Held:
 
 
 def slow(full: bool, scratch: Path) -> Held:
-    """p99 is judged where the noise allows; otherwise what a request costs, which a crowd must not make dearer than the
-    bar either: all that the crowd costs is charged to the honest requests."""
+    """p99 is judged where the noise allows; otherwise what an honest request costs while all slow clients are there."""
     rounds, each = (10, 1_000) if full else (1, 100)
     with crowded.scene(scratch) as proxy:
         run = crowded.Rounds(proxy, scratch, each)
