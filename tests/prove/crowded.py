@@ -62,8 +62,8 @@ def scene(scratch: Path) -> Iterator[Node]:
 
 
 class Rounds:
-    """``p99_us`` and ``cpu_us`` by kind of round, one value a round. The CPU is the proxy's per honest request; of a crowd,
-    while all of it is there: its coming and going is work of its own."""
+    """``p99_us`` and ``cpu_us`` by kind of round, one value a round. The CPU is the proxy's for each honest
+    request, and of a crowd that while all of it is there: its coming and going is work of its own."""
 
     def __init__(self, proxy: Node, scratch: Path, each: int) -> None:
         self.p99_us: dict[str, list[int]] = {kind: [] for kind in ROUNDS}
