@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from attest.binding import Claims, Phase, Role
 from attest.testkit.snp import SimulatedSnpCollector
 from attest.testkit.tpm import SoftwareTpm
 from cube_mesh.cli import app
+from tests.support.require import vectors
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Parsed a serial number"),
@@ -27,14 +27,9 @@ RUNNER = CliRunner()
 NOW = "2026-11-24T12:00:00Z"
 
 
-@pytest.fixture(scope="module")
-def vectors() -> Path:
-    path = Path(os.environ.get("CUBE_MESH_VECTORS", Path(__file__).resolve().parents[2] / "shared" / "vectors"))
-    if not (path / "cases.json").exists():
-        if os.environ.get("CUBE_MESH_REQUIRE") == "all":
-            pytest.fail("no attestation vectors, and CUBE_MESH_REQUIRE=all")
-        pytest.skip("no attestation vectors (set CUBE_MESH_VECTORS)")
-    return path
+@pytest.fixture(scope="module", name="vectors")
+def _vectors() -> Path:
+    return vectors()
 
 
 def _run(*arguments: object) -> tuple[int, str]:
