@@ -18,7 +18,7 @@ from functools import partial
 from typing import TypeAlias
 
 import uvloop
-from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
@@ -38,6 +38,7 @@ from cube_mesh.service import Service
 from cube_mesh.telemetry import log, slab
 from cube_mesh.telemetry.families import process_families
 from cube_mesh.telemetry.metrics import Metrics, NodeCollector
+from cube_mesh.telemetry.process import ProcessFamilies
 from cube_mesh.turns import Turns
 from cube_mesh.worker_process import WorkerProcess
 
@@ -260,7 +261,7 @@ class Supervisor:
 
 
 def _own_process() -> Iterator[Metric]:
-    for family in ProcessCollector(registry=None).collect():
+    for family in ProcessFamilies().collect():
         family.samples = [
             sample._replace(labels={**sample.labels, "process": "supervisor"}) for sample in family.samples
         ]

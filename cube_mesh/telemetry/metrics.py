@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from cube_mesh._fastpath import Slab, SlabCell, SlabRow
 from cube_mesh.exchange import Exchange
 from cube_mesh.telemetry import families
+from cube_mesh.telemetry.process import ProcessFamilies
 from cube_mesh.telemetry.slab import COUNTS, GAUGE_KIND, PROCESS_KIND, anonymous, row_key
 
 MAX_DOMAINS = 200
@@ -118,7 +118,7 @@ class NodeCollector(Collector):
         self._gauges: list[tuple[bytes, Callable[[], float]]] = []
         self._counters: list[tuple[tuple[str, str, str], Callable[[], dict[str, int]]]] = []
         self._totals: dict[bytes, tuple[SlabRow, int]] = {}  # the row of a total, and what earlier owners counted there
-        self._process = ProcessCollector(registry=None)
+        self._process = ProcessFamilies()
         self._timer: asyncio.TimerHandle | None = None
 
     def gauge(self, name: str, text: str, read: Callable[[], float], merge: Literal["sum", "min"] = "sum") -> None:
@@ -190,5 +190,5 @@ def registry(collector: NodeCollector) -> CollectorRegistry:
     """A registry with the node's families and those of the process (CPU, memory, descriptors)."""
     made = CollectorRegistry()
     made.register(collector)
-    ProcessCollector(registry=made)
+    made.register(ProcessFamilies())
     return made
