@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Protocol
 
 SWEEP_S = 0.1
-_AT_ONCE = 16  # ended before others get their turn: a thousand that came together are over together
+_AT_ONCE = 4  # ended before others get their turn: a thousand that came together are over together
 NEVER = float("inf")
 
 

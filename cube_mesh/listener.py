@@ -20,7 +20,7 @@ from cube_mesh.proxy_protocol import HeaderReader
 from cube_mesh.settings import Listen
 from cube_mesh.turns import REST_S, Turns
 
-_AT_ONCE = 64  # connections accepted before others get their turn
+_AT_ONCE = 8  # connections accepted before others get their turn
 _AT_THE_END = 65_536
 _LAST_OPENING_S = 1.0
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
