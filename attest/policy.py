@@ -185,7 +185,8 @@ _FIRST_REPORT: dict[Platform, str] = {
     ),
     "tdx": (
         '[tdx]\ntcb_statuses = ["UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", '
-        '"ConfigurationAndSWHardeningNeeded", "OutOfDate", "OutOfDateConfigurationNeeded"]\n'
+        '"ConfigurationAndSWHardeningNeeded", "OutOfDate", "OutOfDateConfigurationNeeded", "TDRelaunchAdvised", '
+        '"TDRelaunchAdvisedConfigurationNeeded"]\n'
         "unsafe_allow_sept_ve = true\nunsafe_any_service_td = true\nunsafe_any_mr_td = true\nunsafe_any_rtmrs = true\n"
     ),
     "azure": "[azure]\nunsafe_allow_no_secure_boot = true\n",

@@ -21,6 +21,8 @@ Status = Literal[
     "ConfigurationAndSWHardeningNeeded",
     "OutOfDate",
     "OutOfDateConfigurationNeeded",
+    "TDRelaunchAdvised",
+    "TDRelaunchAdvisedConfigurationNeeded",
 ]
 Svn = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 RtmrIndex = Annotated[int, msgspec.Meta(ge=0, le=3)]
@@ -34,11 +36,17 @@ _ATTRIBUTES = _DEBUG | 1 << 27 | _SEPT_VE_DISABLE | _MIGRATABLE | 1 << 30 | 1 <<
 # XFAM: x87 and SSE are always on, the rest may be where the TDX module knows it (Intel 348551).
 _XFAM_FIXED1, _XFAM_KNOWN = 0x3, 0x0006_DBE7
 # An outdated level within its grace counts as this one.
-_WITHIN_GRACE = {"OutOfDate": "UpToDate", "OutOfDateConfigurationNeeded": "ConfigurationNeeded"}
+_WITHIN_GRACE = {
+    "OutOfDate": "UpToDate",
+    "OutOfDateConfigurationNeeded": "ConfigurationNeeded",
+    "TDRelaunchAdvised": "UpToDate",
+    "TDRelaunchAdvisedConfigurationNeeded": "ConfigurationNeeded",
+}
 
 
 class Rules(Table, frozen=True):
     """``[tdx]``. The level of platform, TDX module and quoting enclave must come to one of ``tcb_statuses``.
+    "TDRelaunchAdvised": the platform is current, and the domain was launched before its TDX module was.
 
     ``grace_period_s``: so long after its level's date an outdated platform counts as if it were not. ``rtmrs``: those
     whose values are compared. Debug, migratable and service-bound trust domains, and those that let the host inject
@@ -159,8 +167,10 @@ def _tcb(verified: VerifiedQuote, rules: Rules) -> tuple[Mismatch, ...]:
         status = _WITHIN_GRACE.get(status, status)
     refused = sorted(set(verified.tcb.advisories) & set(rules.refused_advisories))
     least = rules.min_tcb_evaluation_data_number
+    accepted = " or ".join(rules.tcb_statuses)
+    hint = "the platform is current by now: launch the trust domain again" if "Relaunch" in status else ""
     return (
-        *require_one_of(rules.tcb_statuses, "tcb_status", "tcb.status", status),
+        *require(status in rules.tcb_statuses, "tcb_status", "tcb.status", accepted, status, hint),
         *require(not refused, "advisory", "tcb.advisories", "none that is refused", ", ".join(refused)),
         *require(
             evaluation >= least, "tcb_evaluation", "tcb.evaluation_data_number", f"at least {least}", str(evaluation)

@@ -6,7 +6,7 @@ Intel PCS API v4 "Get TDX TCB Info", "Get TDX QE Identity". Decides by data only
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Annotated, TypeVar
 
@@ -27,6 +27,7 @@ __all__ = [
     "module_state",
     "platform_state",
     "qe_state",
+    "relaunch_state",
 ]
 
 Svn = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
@@ -51,6 +52,11 @@ _FAULTS: dict[str, frozenset[str]] = {
 }
 _STATUS = {faults: status for status, faults in _FAULTS.items()}
 STATUSES = tuple(_FAULTS)
+# What remains of being old where starting the trust domain again is all that it takes.
+_RELAUNCH = {
+    "OutOfDate": "TDRelaunchAdvised",
+    "OutOfDateConfigurationNeeded": "TDRelaunchAdvisedConfigurationNeeded",
+}
 
 
 class _Record(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
@@ -135,7 +141,10 @@ class QeIdentity(_Dated, frozen=True, kw_only=True, rename="camel"):
 
 
 class TcbState(msgspec.Struct, frozen=True):
-    """A status of Intel's with its advisories, and the date (Unix seconds) of the oldest level behind it."""
+    """A status of Intel's with its advisories, and the date (Unix seconds) of the oldest level behind it.
+
+    One of :data:`STATUSES`, which levels have, or of what :func:`relaunch_state` makes of all levels together.
+    """
 
     status: str
     advisories: tuple[str, ...]
@@ -196,11 +205,7 @@ def module_state(report: TdReport, info: TcbInfo) -> TcbState | None:
     svn, version = report.tee_tcb_svn[:2]
     module: _Module = info.tdx_module
     if version > 0:
-        wanted = f"TDX_{version:02X}"
-        found = [identity for identity in info.tdx_module_identities if identity.id.upper() == wanted]
-        if len(found) != 1:
-            raise VerificationFailed(f"{len(found)} identities of TDX module {wanted}", code="tdx_module_unknown")
-        module = found[0]
+        module = _module_identity(version, info)
     if report.mr_signer_seam != bytes.fromhex(module.mr_signer):
         raise VerificationFailed(f"TDX module signed by {report.mr_signer_seam.hex()}", code="tdx_module_mr_signer")
     if not _masked_equal(report.seam_attributes, module.attributes, module.attributes_mask):
@@ -208,19 +213,61 @@ def module_state(report: TdReport, info: TcbInfo) -> TcbState | None:
     return _isv_state(svn, module.tcb_levels, "tdx_module_level") if isinstance(module, _ModuleIdentity) else None
 
 
+def _module_identity(version: int, info: TcbInfo) -> _ModuleIdentity:
+    wanted = f"TDX_{version:02X}"
+    found = [identity for identity in info.tdx_module_identities if identity.id.upper() == wanted]
+    if len(found) != 1:
+        raise VerificationFailed(f"{len(found)} identities of TDX module {wanted}", code="tdx_module_unknown")
+    return found[0]
+
+
 def platform_state(pck: PckInfo, report: TdReport, info: TcbInfo) -> TcbState:
     """The first level whose components the platform reaches, all of them. Raises VerificationFailed (``tcb_level``)."""
     # From module 1.5 on, the first two TDX components are the module's version, which has levels of its own.
     skip = 2 if report.tee_tcb_svn[1] > 0 else 0
-    for level in info.tcb_levels:
-        tcb = level.tcb
-        if (
-            pck.pce_svn >= tcb.pce_svn
-            and _reaches(pck.component_svns, tcb.sgx)
-            and _reaches(report.tee_tcb_svn[skip:], tcb.tdx[skip:])
-        ):
+    for level in _hardware_levels(pck, info):
+        if _reaches(report.tee_tcb_svn[skip:], level.tcb.tdx[skip:]):
             return _state(level)
     raise VerificationFailed("the platform reaches no TCB level that Intel lists", code="tcb_level")
+
+
+def _hardware_levels(pck: PckInfo, info: TcbInfo) -> Iterator[_PlatformLevel]:
+    """The levels that processor and PCE reach, whatever the TDX module."""
+    for level in info.tcb_levels:
+        if pck.pce_svn >= level.tcb.pce_svn and _reaches(pck.component_svns, level.tcb.sgx):
+            yield level
+
+
+def relaunch_state(
+    state: TcbState, pck: PckInfo, report: TdReport, info: TcbInfo, module: TcbState | None, qe: TcbState
+) -> TcbState:
+    """``state``, which all parts come to; but "TDRelaunchAdvised" where only what the domain was launched under is old.
+
+    TEE_TCB_SVN of a TD 1.5 report is of the launch, TEE_TCB_SVN_2 of now: a host can load a newer TDX module under
+    running domains. Follows Intel's quote verification library (DCAP 1.20, ``TDRelaunchCheck``). Raises
+    VerificationFailed (``tdx_module_unknown``) for a module of now that the TCB info does not list.
+    """
+    now = report.tee_tcb_svn2
+    if now is None or module is None or module.status != "OutOfDate" or _is_behind(qe):
+        return state
+    hardware = _state(next(_hardware_levels(pck, info)))  # platform_state has found one
+    if _is_behind(hardware) or not _is_latest(now, info):
+        return state
+    found = converge([state, hardware])
+    return msgspec.structs.replace(found, status=_RELAUNCH.get(found.status, found.status))
+
+
+def _is_behind(state: TcbState) -> bool:
+    return bool(_FAULTS[state.status] & {"old", "revoked"})
+
+
+def _is_latest(svn: bytes, info: TcbInfo) -> bool:
+    """Module ([0], by its major version [1]) and late microcode for TDX ([2]) are those of the first level."""
+    latest = info.tcb_levels[0].tcb.tdx
+    least = [latest[0].svn]
+    if svn[1] > 0:
+        least = [level.tcb.isv_svn for level in _module_identity(svn[1], info).tcb_levels[:1]]
+    return svn[2] >= latest[2].svn and any(svn[0] >= isv_svn for isv_svn in least)
 
 
 def converge(states: Sequence[TcbState]) -> TcbState:

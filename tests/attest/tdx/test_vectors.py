@@ -159,6 +159,7 @@ ACCEPTED_THERE = {
     "chain of two": "we want leaf, CA and the pinned root itself, as Intel's specification has them",
     "chain of four": "the same",
     "root of somebody else with Intel's name": "passed over there; for us it must be the pinned one",
+    "root flipped": "the same",
     "leaf is not a PCK certificate": "names are not looked at there",
     "PPID short": "the field is not used there; we pin it",
     "extension: two elements": "what follows the extension's value is passed over there",
