@@ -119,7 +119,8 @@ def verify_report(
     # 2. The product, by CPUID (version 2: by certificate), and the root that it must end in.
     product = _product(report, fields)
     # 3. Chain: pinned ARK, then ASK for a VCEK or ASVK for a VLEK, then the leaf; validity now, revocation.
-    root, candidates = _issuers(report, leaf, certificates, (roots or amd_roots()).get(product, ()), product)
+    trusted = amd_roots() if roots is None else roots
+    root, candidates = _issuers(report, leaf, certificates, trusted.get(product, ()), product)
     candidates, crl_end = _not_revoked(candidates, root, crls, now)
     expires = min(verify_chain(leaf, candidates, (root.ark,), now), crl_end)
     # 4. The leaf is of this chip and this TCB.
@@ -280,9 +281,11 @@ def _check_owner(report: Report, fields: Mapping[str, bytes], *, masked_too: boo
         if _HWID in fields:
             raise VerificationFailed("a VLEK with a hardware id", code="leaf_kind")
         return _ia5(fields, _CSP_ID)
+    if _CSP_ID in fields:
+        raise VerificationFailed("a VCEK that names a cloud provider", code="leaf_kind")
     hwid = fields.get(_HWID)
-    if _CSP_ID in fields or not hwid:
-        raise VerificationFailed("a VCEK without a hardware id", code="leaf_kind")
+    if not hwid:
+        raise VerificationFailed("a VCEK without a hardware id", code="hwid_missing")
     if not any(report.chip_id):
         if masked_too:
             return ""
