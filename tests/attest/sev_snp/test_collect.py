@@ -1,4 +1,4 @@
-"""Producing evidence: configfs-tsm as a look-alike directory, the two guest devices as files with a fake ioctl."""
+"""Reports of a guest: through configfs-tsm, through ``/dev/sev-guest`` with a fake ioctl; the host's certificates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import ctypes
 import errno
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,25 +14,28 @@ import pytest
 from attest.attester import Collector
 from attest.binding import Expected
 from attest.errors import AttestError, CollectionFailed, MalformedEvidence
-from attest.evidence import ENDORSEMENTS, HARDWARE, decode_certificates
+from attest.evidence import ENDORSEMENTS, decode_certificates
 from attest.policy import first_report_policy
 from attest.schemes.sev_snp.abi import REPORT_BYTES
-from attest.schemes.sev_snp.certtable import ASK, VCEK, certificates_of, encode_table, parse_table
+from attest.schemes.sev_snp.certtable import (
+    ARK,
+    ASK,
+    MAX_TABLE_BYTES,
+    VCEK,
+    certificates_of,
+    encode_table,
+    parse_table,
+)
 from attest.schemes.sev_snp.collect import SNP_GET_EXT_REPORT, SNP_GET_REPORT, SnpCollector
-from attest.schemes.tdx.collect import TDX_CMD_GET_REPORT0, TdxCollector, read_tdreport
-from attest.testkit.intel import collateral
 from attest.testkit.snp import SnpPlatform
-from attest.testkit.tdx import TdxPlatform
-from attest.testkit.tsm import TsmDirectory, snp_responder, tdx_responder
-from attest.tsm import _blob, read_tsm
+from attest.testkit.tsm import TsmDirectory, snp_responder
 from attest.verifier import Verifier
 
-from .conftest import NOW
+from ..conftest import NOW
 
-DATA = bytes(range(64))
 HASH = bytes(range(32))
-SNP, TDX = SnpPlatform(b"collect"), TdxPlatform(b"collect")
-QUOTE = TDX.quote(HASH + bytes(32))
+SNP = SnpPlatform(b"collect")
+Encode = Callable[[Collector], bytes]
 
 
 def _refused(collect: Callable[[], object]) -> str:
@@ -42,22 +44,16 @@ def _refused(collect: Callable[[], object]) -> str:
     return caught.value.code
 
 
-def test_snp_through_configfs(tmp_path: Path, expected: Expected, evidence: Callable[[Collector], bytes]) -> None:
+# -- configfs-tsm ------------------------------------------------------------------------------------------------------
+
+
+def test_through_configfs(tmp_path: Path, expected: Expected, evidence: Encode) -> None:
     with TsmDirectory(tmp_path / "report", "sev_guest", snp_responder(SNP)) as tsm:
         raw = evidence(SnpCollector(directory=tsm.path))
         again = evidence(SnpCollector(directory=tsm.path, privilege_level=1))
     for sent, vmpl in ((raw, "0"), (again, "1")):
         result = Verifier(first_report_policy("sev-snp"), allow_simulated=True).appraise(sent, expected, now=NOW)
         assert (result.claims["vmpl"], result.claims["chip_id"]) == (vmpl, SNP.hwid.hex())
-
-
-def test_tdx_through_configfs(tmp_path: Path, expected: Expected, evidence: Callable[[Collector], bytes]) -> None:
-    with TsmDirectory(tmp_path / "report", "tdx_guest", tdx_responder(TDX)) as tsm:
-        raw = evidence(TdxCollector(directory=tsm.path))
-        assert len(TdxCollector(directory=tsm.path).parts(HASH)[HARDWARE].body) == len(QUOTE)
-    verifier = Verifier(first_report_policy("tdx"), allow_simulated=True)
-    result = verifier.appraise(raw, expected, now=NOW, endorsements=[collateral()])
-    assert (result.platform, result.claims["ppid"]) == ("simulated-tdx", TDX.info.ppid.hex())
 
 
 def test_certificates_of_the_configuration_when_the_host_has_none(tmp_path: Path) -> None:
@@ -67,35 +63,13 @@ def test_certificates_of_the_configuration_when_the_host_has_none(tmp_path: Path
     assert decode_certificates(parts[ENDORSEMENTS].body) == SNP.endorsements
 
 
-def test_another_writer_shows_in_the_generation(tmp_path: Path) -> None:
-    with TsmDirectory(tmp_path / "r", "sev_guest", snp_responder(SNP), extra_writes=1) as tsm:
-        assert _refused(lambda: read_tsm(DATA, "sev_guest", directory=tsm.path)) == "tsm_generation"
-
-
-def test_the_provider_must_be_the_wanted_one(tmp_path: Path) -> None:
-    with TsmDirectory(tmp_path / "r", "tdx_guest", tdx_responder(TDX)) as tsm:
-        assert _refused(lambda: SnpCollector(directory=tsm.path).parts(HASH)) == "tsm_provider"
-
-
-def test_configfs_that_is_not_there_or_silent(tmp_path: Path) -> None:
-    assert _refused(lambda: read_tsm(DATA, "sev_guest", directory=tmp_path / "no")) == "tsm_unavailable"
-    assert _refused(lambda: read_tsm(DATA, "sev_guest", directory=tmp_path, timeout_s=0.01)) == "tsm_timeout"
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("answer", [b"", b"x", SNP.report(bytes(64)), SNP.report(HASH + bytes(32))[:-1]])
+@pytest.mark.parametrize("answer", [b"x", SNP.report(bytes(64)), SNP.report(HASH + bytes(32))[:-1]])
 def test_what_the_kernel_says_is_looked_at(tmp_path: Path, answer: bytes) -> None:
     with TsmDirectory(tmp_path / "r", "sev_guest", lambda *_: (answer, b"")) as tsm:
-        code = _refused(lambda: SnpCollector(directory=tsm.path).parts(HASH))
-    assert code == ("tsm_failed" if not answer else "snp_failed")
+        assert _refused(lambda: SnpCollector(directory=tsm.path).parts(HASH)) == "snp_failed"
 
 
-@pytest.mark.parametrize("answer", [b"x", TDX.quote(bytes(64)), QUOTE[:-1]])
-def test_a_quote_is_looked_at(tmp_path: Path, answer: bytes) -> None:
-    device = tmp_path / "tdx_guest"
-    device.touch()
-    collector = TdxCollector(quote_service=lambda _: answer, device=device, ioctl=lambda *_: 0)
-    assert _refused(lambda: collector.parts(HASH)) == "tdx_failed"
+# -- /dev/sev-guest ----------------------------------------------------------------------------------------------------
 
 
 class FakeSevGuest:
@@ -129,7 +103,7 @@ def _device_collector(tmp_path: Path, fake: FakeSevGuest, **arguments: int) -> S
     return SnpCollector(directory=tmp_path / "none", device=device, ioctl=fake, **arguments)  # type: ignore[arg-type]
 
 
-def test_snp_through_the_device(tmp_path: Path, expected: Expected, evidence: Callable[[Collector], bytes]) -> None:
+def test_through_the_device(tmp_path: Path, expected: Expected, evidence: Encode) -> None:
     fake = FakeSevGuest()
     raw = evidence(_device_collector(tmp_path, fake, privilege_level=2))
     result = Verifier(first_report_policy("sev-snp"), allow_simulated=True).appraise(raw, expected, now=NOW)
@@ -148,65 +122,15 @@ def test_devices_that_fail(tmp_path: Path) -> None:
     assert _refused(lambda: absent.parts(HASH)) == "device_unavailable"
     real = SnpCollector(directory=tmp_path / "none", device=tmp_path / "sev-guest")  # a file: no such ioctl
     assert _refused(lambda: real.parts(HASH)) == "snp_failed"
-    assert _refused(lambda: read_tdreport(DATA, device=tmp_path / "absent")) == "device_unavailable"
-    assert _refused(lambda: read_tdreport(DATA, device=tmp_path / "sev-guest")) == "tdx_failed"
 
 
-def test_tdx_through_the_device_and_a_quote_service(tmp_path: Path) -> None:
-    device = tmp_path / "tdx_guest"
-    device.touch()
-
-    def ioctl(_: int, number: int, buffer: bytearray) -> int:
-        assert number == TDX_CMD_GET_REPORT0 and len(buffer) == 64 + 1024
-        buffer[64 + 128 : 64 + 192] = buffer[:64]
-        return 0
-
-    def service(tdreport: bytes) -> bytes:
-        assert len(tdreport) == 1024
-        return TDX.quote(tdreport[128:192], trailing=bytes(9))
-
-    body = TdxCollector(quote_service=service, device=device, ioctl=ioctl).parts(HASH)[HARDWARE].body
-    assert len(body) == len(QUOTE)
-
-
-def test_a_directory_that_answers_badly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attributes as plain files of our own: a count that is none, blobs that are missing, absent or enormous."""
-    entry = tmp_path / "entry"
-
-    def prepared(**files: bytes) -> Callable[..., None]:
-        def mkdir(self: Path, mode: int = 0o777, **_: object) -> None:
-            os.makedirs(self, exist_ok=True)
-            for name, content in {"provider": b"sev_guest\n", "generation": b"0", **files}.items():
-                (self / name).write_bytes(content)
-
-        return mkdir
-
-    for files, code in (
-        ({"generation": b"x"}, "tsm_failed"),
-        ({"generation": "²".encode()}, "tsm_failed"),
-        ({}, "tsm_timeout"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "mkdir", prepared(**files))
-            assert _refused(lambda: read_tsm(DATA, "sev_guest", directory=tmp_path, timeout_s=0.01)) == code
-    assert not entry.exists()
-
-
-def test_blobs_of_the_kernel(tmp_path: Path) -> None:
-    with TsmDirectory(tmp_path / "r", "sev_guest", lambda *_: (b"x" * (2 << 20), b"")) as tsm:
-        assert _refused(lambda: read_tsm(DATA, "sev_guest", directory=tsm.path)) == "tsm_failed"
-    assert _blob(tmp_path / "absent", optional=True) == b""
-    with pytest.raises(OSError, match="absent"):
-        _blob(tmp_path / "absent")
-
-
-def test_arguments_out_of_range() -> None:
+@pytest.mark.parametrize("level", [-1, 4])
+def test_a_vmpl_is_0_to_3(level: int) -> None:
     with pytest.raises(ValueError, match="VMPL"):
-        SnpCollector(privilege_level=4)
-    for call in (lambda: read_tsm(b"", "sev_guest"), lambda: read_tdreport(b"")):
-        with pytest.raises(ValueError, match="64 bytes"):
-            call()
+        SnpCollector(privilege_level=level)
 
+
+# -- the host's certificate table --------------------------------------------------------------------------------------
 
 TABLE = encode_table({VCEK: b"leaf", ASK: b"ask"})
 
@@ -214,7 +138,7 @@ TABLE = encode_table({VCEK: b"leaf", ASK: b"ask"})
 def test_certificate_tables() -> None:
     assert parse_table(TABLE + bytes(9)) == {VCEK: b"leaf", ASK: b"ask"}
     leaf, ask = SNP.endorsements
-    assert certificates_of(encode_table({ASK: ask, VCEK: leaf})) == (leaf, ask)
+    assert certificates_of(encode_table({ASK: ask, ARK: b"not looked at", VCEK: leaf})) == (leaf, ask)
     mixed = encode_table({ASK: ask, VCEK: leaf}).replace(VCEK.bytes, VCEK.bytes_le)
     assert certificates_of(mixed) == (leaf, ask)
     assert certificates_of(b"") == certificates_of(bytes(64)) == ()
@@ -225,10 +149,11 @@ def test_certificate_tables() -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        b"x", TABLE[:24], TABLE[:-1], TABLE[:24] + TABLE[:24] + TABLE[48:], bytes(1 << 19),
-        TABLE[:20] + bytes(4) + TABLE[24:], b"\x01" * (24 * 40),
-        VCEK.bytes_le + b"\xff" * 8 + bytes(24),
+        b"x", TABLE[:24], TABLE[:-1], TABLE[:24] + TABLE[:24] + TABLE[48:], bytes(MAX_TABLE_BYTES + 1),
+        TABLE[:20] + bytes(4) + TABLE[24:], b"\x01" * (24 * 40), VCEK.bytes_le + b"\xff" * 8 + bytes(24),
+        b"".join(bytes((n, *bytes(15))) + bytes(4) + b"\x01\x00\x00\x00" for n in range(1, 40)),
     ],
+    ids=["cut", "no end", "entry outside", "twice", "enormous", "empty entry", "same", "offset", "too many entries"],
 )  # fmt: skip
 def test_tables_that_are_none(raw: bytes) -> None:
     with pytest.raises(MalformedEvidence):
