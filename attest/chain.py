@@ -11,14 +11,14 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, NameOID
 
-from attest.der import der_items
 from attest.errors import MalformedEvidence, Stale, VerificationFailed
 
 __all__ = [
@@ -26,19 +26,23 @@ __all__ = [
     "check_not_revoked",
     "check_validity",
     "common_name",
+    "forget",
     "load_certificate",
     "load_certificates",
     "load_chain",
     "load_crl",
+    "public_key",
     "remembered",
     "verify_chain",
 ]
 
 MAX_CHAIN = 5
+MAX_CERTIFICATE_BYTES = 16_384  # as DER or PEM
+MAX_CHAIN_BYTES = 65_536  # of several certificates, and the text between them
 MAX_CRL_BYTES = 4 << 20
 MAX_REMEMBERED = 256
 T = TypeVar("T")
-Certificates = ParamSpec("Certificates")
+Certificates = TypeVarTuple("Certificates")
 _PEM_END = b"-----END CERTIFICATE-----"
 # Every certificate of an AMD chip has serial number 0. cryptography warns of it on each load; we know.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
@@ -62,25 +66,39 @@ _UNDERSTOOD = {
 }
 
 
-def remembered(function: Callable[Certificates, T]) -> Callable[Certificates, T]:
-    """Remember what ``function`` says of the very certificates that it is called with: facts about their bytes.
+_remembered: list[dict[tuple[int, ...], tuple[object, object]]] = []
+
+
+def remembered(function: Callable[[*Certificates], T]) -> Callable[[*Certificates], T]:
+    """Remember what ``function`` says of the very certificates that it is called with: facts about their bytes, never
+    about a time or a revocation list.
 
     By identity, because hashing a certificate costs more than most of the questions; entries hold their certificates,
     so that an identity cannot come to mean another one. At most 256 entries, then all are forgotten.
     """
-    known: dict[tuple[int, ...], tuple[tuple[object, ...], T]] = {}
+    known: dict[tuple[int, ...], tuple[object, T]] = {}
+    _remembered.append(known)  # type: ignore[arg-type]  # a T is an object; dicts are invariant
 
     @wraps(function)
-    def ask(*certificates: Certificates.args, **none: Certificates.kwargs) -> T:
+    def ask(*certificates: *Certificates) -> T:
         key = tuple(map(id, certificates))
         entry = known.get(key)
         if entry is None:
+            answer = function(*certificates)
             if len(known) >= MAX_REMEMBERED:
                 known.clear()
-            entry = known[key] = (certificates, function(*certificates, **none))
+            entry = known[key] = (certificates, answer)
         return entry[1]
 
     return ask
+
+
+def forget() -> None:
+    """Forget every certificate, list and fact about them: the next verification begins as the first one did."""
+    load_certificate.cache_clear()
+    load_crl.cache_clear()
+    for known in _remembered:
+        known.clear()
 
 
 @lru_cache(maxsize=64)
@@ -89,29 +107,32 @@ def load_certificate(raw: bytes) -> x509.Certificate:
 
     ``cryptography`` parses on demand; every part that we use is parsed here, so that none can fail later.
     """
+    if len(raw) > MAX_CERTIFICATE_BYTES:
+        raise MalformedEvidence(f"certificate of {len(raw)} bytes is above {MAX_CERTIFICATE_BYTES}", code="oversize")
     try:
         pem = raw.startswith(b"-----BEGIN")
         certificate = x509.load_pem_x509_certificate(raw) if pem else x509.load_der_x509_certificate(raw)
         _ = _subject_name(certificate), _issuer_name(certificate), certificate.signature_hash_algorithm
         _ = certificate.extensions
-        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.public_key()
-        _check_signature_bits(certificate.public_bytes(Encoding.DER) if pem else raw)
+        _ = _validity(certificate), public_key(certificate)
+        _check_signature_bits(certificate.public_bytes(Encoding.DER) if pem else raw, certificate.signature)
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
     return certificate
 
 
-def _check_signature_bits(der: bytes) -> None:
+def _check_signature_bits(der: bytes, signature: bytes) -> None:
     """A signature is whole bytes. ``cryptography`` lets a BIT STRING say otherwise, so that one signature would have
     several forms of one certificate. Raises ValueError.
     """
-    ((_, content),) = der_items(der)
-    if der_items(content)[-1][1][:1] != b"\x00":
+    if der[-len(signature) - 1] != 0:  # it stands last, after the number of its unused bits (X.690 §8.6)
         raise ValueError("a signature that is not whole bytes")
 
 
 def load_certificates(raw: bytes) -> tuple[x509.Certificate, ...]:
     """One certificate or more, PEM (text between them is ignored) or DER, in their order; zero bytes may follow."""
+    if len(raw) > MAX_CHAIN_BYTES:
+        raise MalformedEvidence(f"{len(raw)} bytes of certificates are above {MAX_CHAIN_BYTES}", code="oversize")
     raw = raw.rstrip(b"\x00") if raw.lstrip()[:10] == b"-----BEGIN" else raw
     if raw[:1] == b"\x30":
         blocks = _der_blocks(raw)
@@ -125,7 +146,7 @@ def load_certificates(raw: bytes) -> tuple[x509.Certificate, ...]:
 def load_chain(raw: bytes) -> tuple[x509.Certificate, ...]:
     """As :func:`load_certificates`, leaf first: where a self-issued certificate comes first, the order is turned."""
     chain = load_certificates(raw)
-    return chain[::-1] if chain[0].issuer == chain[0].subject else chain
+    return chain[::-1] if _issuer_name(chain[0]) == _subject_name(chain[0]) else chain
 
 
 def _der_blocks(raw: bytes) -> list[bytes]:
@@ -150,7 +171,7 @@ def load_crl(raw: bytes) -> x509.CertificateRevocationList:
         crl = x509.load_pem_x509_crl(raw) if pem else x509.load_der_x509_crl(raw)
         _ = _issuer_name(crl), crl.extensions, crl.signature_hash_algorithm, crl.last_update_utc, crl.next_update_utc
         _ = len(crl), crl.get_revoked_certificate_by_serial_number(1)
-        _check_signature_bits(crl.public_bytes(Encoding.DER) if pem else raw)
+        _check_signature_bits(crl.public_bytes(Encoding.DER) if pem else raw, crl.signature)
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"revocation list: {error}", code="malformed_crl") from None
     return crl
@@ -164,6 +185,12 @@ def _issuer_name(signed: x509.Certificate | x509.CertificateRevocationList) -> x
 @remembered
 def _subject_name(certificate: x509.Certificate) -> x509.Name:
     return certificate.subject
+
+
+@remembered
+def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
+    """The subject's key, as an object that is made once."""
+    return certificate.public_key()
 
 
 @remembered
@@ -205,7 +232,7 @@ def check_not_revoked(certificate: x509.Certificate, crl: x509.CertificateRevoca
 
 def _crl_signed(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
     try:
-        return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+        return crl.is_signature_valid(public_key(issuer))  # type: ignore[arg-type]
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return False
 
@@ -278,7 +305,6 @@ def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 def _may_issue(certificate: x509.Certificate, below: int) -> bool:
     """A CA that may sign certificates and has room for ``below`` intermediates under it."""
-    _check_extensions(certificate)
     room = _room_below(certificate)
     return room is not None and room >= below
 
@@ -286,6 +312,7 @@ def _may_issue(certificate: x509.Certificate, below: int) -> bool:
 @remembered
 def _room_below(certificate: x509.Certificate) -> float | None:
     """How many intermediates may stand under this CA; None when it is none or may not sign certificates."""
+    _check_extensions(certificate)
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
