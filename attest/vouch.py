@@ -47,12 +47,12 @@ def vouch(record: Record, now: float, trust: Trust) -> None:
     item = parse_item(record.item)
     match item.kind:
         case "amd-vcek" | "amd-chain":
-            _amd_certificates(record.body, trust.amd[item.key.partition("/")[0]], now)
+            _amd_certificates(record.body, trust.amd.get(item.key.partition("/")[0], ()), now)
         case "azure-thim":
             roots = [root for product in trust.amd.values() for root in product]
             _amd_certificates(thim_certificates(record), roots, now)
         case "amd-crl":
-            _crl(record, [root.ark for root in trust.amd[item.key]], now)
+            _crl(record, [root.ark for root in trust.amd.get(item.key, ())], now)
         case "intel-root-crl":
             _crl(record, [root.certificate for root in trust.intel], now)
         case "intel-pck-crl":

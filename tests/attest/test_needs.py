@@ -7,11 +7,25 @@ from pathlib import Path
 import pytest
 
 from attest.attester import evidence_for
+from attest.binding import encode_claims
 from attest.errors import AttestError, MalformedEvidence
+from attest.evidence import (
+    AZURE_HCL_TYPE,
+    HARDWARE,
+    SNP_REPORT_TYPE,
+    TOKEN,
+    TOKEN_TYPE,
+    TPM2_QUOTE_TYPE,
+    TPM_QUOTE,
+    Evidence,
+    Part,
+    encode_evidence,
+)
 from attest.needs import needed_items
-from attest.testkit import intel, tokens
-from attest.testkit.snp import SimulatedSnpCollector
-from attest.testkit.tdx import SimulatedTdxCollector
+from attest.schemes.azure.verify import tdx_part
+from attest.testkit import azure, intel, tokens
+from attest.testkit.snp import SimulatedSnpCollector, SnpPlatform
+from attest.testkit.tdx import SimulatedTdxCollector, TdxPlatform
 from attest.vouch import tdx_items
 from tests.attest.conftest import CLAIMS
 
@@ -27,6 +41,46 @@ def test_collections_call_for_what_their_hardware_calls_for() -> None:
     assert needed_items(tdx) == tdx_items(intel.tcb_info()["fmspc"], "platform")
     kinds = [name.partition("/")[0] for name in names(evidence_for(SimulatedSnpCollector(b"s" * 32), CLAIMS))]
     assert kinds in (["amd-vcek:Milan", "amd-crl:Milan"], ["amd-vcek:Genoa", "amd-crl:Genoa"])
+
+
+SNP, DATA = SnpPlatform(b"n"), bytes(64)
+VCEK = f"amd-vcek:Milan/{SNP.hwid.hex()}/4.0.24.219"
+TDX = [str(item) for item in tdx_items(intel.tcb_info()["fmspc"], "platform")]
+WEB_TOKEN = Part(TOKEN_TYPE, tokens.sign({"iss": "https://issuer.example"}, tokens.fixed_key()))
+REPORT = Part(SNP_REPORT_TYPE, SNP.report(DATA))
+KEYS = "jwks:https://issuer.example"
+AZURE_TDX = tdx_part(b"HCLA", TdxPlatform(b"n").quote(DATA))
+PARTS: dict[str, tuple[dict[int, Part], list[str]]] = {
+    "token and hardware": ({TOKEN: WEB_TOKEN, HARDWARE: REPORT}, [KEYS, VCEK, "amd-crl:Milan"]),
+        {TOKEN: WEB_TOKEN, HARDWARE: REPORT},
+        ["jwks:https://issuer.example", VCEK, "amd-crl:Milan"],
+    ),
+    "token alone": ({TOKEN: WEB_TOKEN}, [KEYS]),
+    "vTPM alone": ({TPM_QUOTE: Part(TPM2_QUOTE_TYPE, b"quote")}, []),
+    "Azure on SNP": ({HARDWARE: Part(AZURE_HCL_TYPE, azure.hcl_report(SNP))}, [VCEK, "amd-crl:Milan"]),
+    "Azure on TDX, which has its quote beside it": ({HARDWARE: Part(AZURE_HCL_TYPE, AZURE_TDX)}, TDX),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_collections_call_for_what_each_part_calls_for(case: str) -> None:
+    parts, wanted = PARTS[case]
+    assert names(encode_evidence(Evidence(encode_claims(CLAIMS), parts))) == wanted
+
+
+def test_a_collection_with_hardware_of_an_unknown_kind() -> None:
+    with pytest.raises(AttestError) as caught:
+        needed_items(encode_evidence(Evidence(encode_claims(CLAIMS), {HARDWARE: Part(SNP_REPORT_TYPE, b"junk")})))
+    assert caught.value.code == "part_unknown"
+
+
+def test_a_vlek_is_the_clouds_to_hand_out() -> None:
+    assert names(SnpPlatform(b"n", signing_key="vlek").report(DATA)) == ["amd-crl:Milan"]
+
+
+def test_turin_names_its_fmc_first() -> None:
+    turin = SnpPlatform(b"n", product="Turin")
+    assert names(turin.report(DATA)) == [f"amd-vcek:Turin/{turin.hwid.hex()}/1.7.0.14.72", "amd-crl:Turin"]
 
 
 def test_real_reports_by_version(vectors: Path) -> None:
