@@ -117,19 +117,14 @@ def encode_claims(claims: Claims) -> bytes:
 
 def decode_claims(raw: bytes) -> Claims:
     """Received claims as fields, unverified: nobody has signed them yet. Raises MalformedEvidence."""
-    claims = _claims_of(raw)
+    try:
+        claims = _convert(cbor_decode(raw))
+    except (ValueError, KeyError, TypeError) as error:
+        raise MalformedEvidence(f"claims: {error}") from None
     # The one encoding of these claims: nothing else may have been in the bytes.
     if encode_claims(claims) != raw:
         raise MalformedEvidence("claims: unknown or misplaced member")
     return claims
-
-
-def _claims_of(raw: bytes) -> Claims:
-    """The fields alone; that ``raw`` has nothing beside them is for the caller to see."""
-    try:
-        return _convert(cbor_decode(raw))
-    except (ValueError, KeyError, TypeError) as error:
-        raise MalformedEvidence(f"claims: {error}") from None
 
 
 def _convert(fields: CborValue) -> Claims:
@@ -187,27 +182,42 @@ def check_binding(claims_bytes: bytes, expected: Expected, now: float, max_lifet
     Only ``not_after`` and ``boot_id`` come from the peer; ``not_after`` must lie in ``(now, now + max_lifetime_s]``.
     Not checked: that any hardware vouches for these bytes. Raises MalformedEvidence, BindingMismatch or Stale.
     """
-    received = _claims_of(claims_bytes)
-    rebuilt = Claims(
-        role=expected.role,
-        phase=expected.phase,
-        node_id=expected.node_id,
-        not_after=received.not_after,
-        boot_id=received.boot_id,
-        spki_hash=expected.spki_hash,
-        nonce=expected.nonce,
-        channel_binding=expected.channel_binding,
-        peer_spki_hash=expected.peer_spki_hash,
-    )
+    not_after, boot_id = _from_the_peer(claims_bytes)
+    try:
+        rebuilt = Claims(
+            role=expected.role,
+            phase=expected.phase,
+            node_id=expected.node_id,
+            not_after=not_after,
+            boot_id=boot_id,
+            spki_hash=expected.spki_hash,
+            nonce=expected.nonce,
+            channel_binding=expected.channel_binding,
+            peer_spki_hash=expected.peer_spki_hash,
+        )
+    except ValueError as error:
+        raise MalformedEvidence(str(error)) from None
     if not hmac.compare_digest(encode_claims(rebuilt), claims_bytes):
-        decode_claims(claims_bytes)  # not even claims in their one encoding: that is the error to report
+        received = decode_claims(claims_bytes)  # not even claims in their one encoding: that is the error to report
         differing = [f for f in Claims.__struct_fields__ if getattr(rebuilt, f) != getattr(received, f)]
         raise BindingMismatch(f"claims speak of another {', '.join(differing)}")
-    if received.not_after <= now:
-        raise Stale(f"claims ended at {received.not_after}, it is {now:.0f}")
-    if received.not_after > now + max_lifetime_s:
-        raise Stale(f"claims last until {received.not_after}, over {max_lifetime_s:.0f} s from now")
+    if not_after <= now:
+        raise Stale(f"claims ended at {not_after}, it is {now:.0f}")
+    if not_after > now + max_lifetime_s:
+        raise Stale(f"claims last until {not_after}, over {max_lifetime_s:.0f} s from now")
     return rebuilt
+
+
+def _from_the_peer(claims_bytes: bytes) -> tuple[int, bytes]:
+    """``not_after`` and ``boot_id``, by their places alone: the comparison that follows judges everything else."""
+    fields = cbor_decode(claims_bytes)
+    cube = fields.get("cube") if isinstance(fields, dict) else None
+    items = cbor_decode(cube) if isinstance(cube, bytes) else None
+    if isinstance(items, list) and len(items) == 8:
+        not_after, boot_id = items[4], items[7]
+        if isinstance(not_after, int) and isinstance(boot_id, bytes):
+            return not_after, boot_id
+    raise MalformedEvidence("claims: not a map with a cube of eight items")
 
 
 def _sized(value: bytes) -> bytes:

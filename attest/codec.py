@@ -30,7 +30,10 @@ def cbor_encode(value: CborValue) -> bytes:
 
 def cbor_decode(raw: bytes) -> CborValue:
     """The value whose deterministic encoding is exactly ``raw``; raises MalformedEvidence for anything else."""
-    value, end = _read(raw, 0, 0)
+    try:
+        value, end = _read(raw, 0, 0)
+    except IndexError:
+        raise MalformedEvidence("CBOR: truncated") from None
     if end != len(raw):
         raise MalformedEvidence(f"CBOR: {len(raw) - end} trailing bytes")
     return value
@@ -56,17 +59,17 @@ def _write_head(out: bytearray, major: int, number: int) -> None:
 
 
 def _write(out: bytearray, value: object, depth: int) -> None:
-    if value is None:
-        out.append(_NULL)
-    elif isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        _write_head(out, _UINT, value)
-    elif isinstance(value, bytes):
+    if isinstance(value, bytes):
         _write_head(out, _BSTR, len(value))
         out += value
+    elif value is None:
+        out.append(_NULL)
     elif isinstance(value, str):
         text = value.encode()
         _write_head(out, _TSTR, len(text))
         out += text
+    elif isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        _write_head(out, _UINT, value)
     elif isinstance(value, (list, tuple, dict)):
         if depth == MAX_DEPTH:
             raise ValueError(f"CBOR: nested deeper than {MAX_DEPTH}")
@@ -95,48 +98,51 @@ def _encode_key(key: object) -> bytes:
     return bytes(out)
 
 
-def _read_head(raw: bytes, at: int) -> tuple[int, int, int]:
-    """Major type, number and the offset after the head, which must be the shortest one for its number."""
-    if at >= len(raw):
-        raise MalformedEvidence("CBOR: truncated")
-    major, info = raw[at] >> 5, raw[at] & 31
-    if info < 24:
-        return major, info, at + 1
+def _read(raw: bytes, at: int, depth: int) -> tuple[CborValue, int]:
+    """The value at ``at`` and the offset after it. Raises MalformedEvidence, or IndexError at the end of ``raw``."""
+    first = raw[at]
+    at += 1
+    number = first & 31
+    if number >= 24:
+        number, at = _read_number(raw, at, number)
+    major = first >> 5
+    if major == _BSTR:
+        end = at + number
+        if end > len(raw):
+            raise MalformedEvidence("CBOR: truncated")
+        return raw[at:end], end
+    if major == _UINT:
+        return number, at
+    if major == _TSTR:
+        return _read_text(raw, at, at + number)
+    if first == _NULL:
+        return None, at
+    if major not in (_ARRAY, _MAP):
+        raise MalformedEvidence(f"CBOR: major type {major} is outside of the subset")
+    if depth == MAX_DEPTH:
+        raise MalformedEvidence(f"CBOR: nested deeper than {MAX_DEPTH}")
+    return (_read_array if major == _ARRAY else _read_map)(raw, at, number, depth + 1)
+
+
+def _read_number(raw: bytes, at: int, info: int) -> tuple[int, int]:
+    """A number in bytes of its own and the offset after it; it must need that many."""
     width = _WIDTHS.get(info)
     if width is None:
         raise MalformedEvidence("CBOR: indefinite or reserved length")
-    end = at + 1 + width
+    end = at + width
     if end > len(raw):
         raise MalformedEvidence("CBOR: truncated")
-    number = int.from_bytes(raw[at + 1 : end], "big")
+    number = int.from_bytes(raw[at:end], "big")
     if number < (24 if width == 1 else 1 << (4 * width)):
         raise MalformedEvidence("CBOR: not the shortest form of a number")
-    return major, number, end
+    return number, end
 
 
-def _read(raw: bytes, at: int, depth: int) -> tuple[CborValue, int]:
-    if at < len(raw) and raw[at] == _NULL:
-        return None, at + 1
-    major, number, at = _read_head(raw, at)
-    if major == _UINT:
-        return number, at
-    if major in (_BSTR, _TSTR):
-        return _read_string(raw, at, number, major)
-    if major in (_ARRAY, _MAP):
-        if depth == MAX_DEPTH:
-            raise MalformedEvidence(f"CBOR: nested deeper than {MAX_DEPTH}")
-        return _read_array(raw, at, number, depth + 1) if major == _ARRAY else _read_map(raw, at, number, depth + 1)
-    raise MalformedEvidence(f"CBOR: major type {major} is outside of the subset")
-
-
-def _read_string(raw: bytes, at: int, length: int, major: int) -> tuple[CborValue, int]:
-    if length > len(raw) - at:
+def _read_text(raw: bytes, start: int, end: int) -> tuple[str, int]:
+    if end > len(raw):
         raise MalformedEvidence("CBOR: truncated")
-    data = raw[at : at + length]
-    if major == _BSTR:
-        return data, at + length
     try:
-        return data.decode("utf-8"), at + length
+        return raw[start:end].decode(), end
     except UnicodeDecodeError:
         raise MalformedEvidence("CBOR: text is not UTF-8") from None
 

@@ -14,29 +14,28 @@ _MAX_ITEMS = 256
 def der_items(raw: bytes) -> list[Tlv]:
     """The elements that stand one after another in ``raw``, which must be all of it. Raises MalformedEvidence."""
     items: list[Tlv] = []
-    at = 0
-    while at < len(raw):
-        tag, start, end = _header(raw, at)
-        if end > len(raw) or len(items) == _MAX_ITEMS:
+    at, size = 0, len(raw)
+    while at < size:
+        tag, start = raw[at], at + 2
+        if start > size or tag & 0x1F == 0x1F:
+            raise MalformedEvidence("DER: no length, or a tag of several bytes")
+        length = raw[at + 1]
+        if length >= 0x80:
+            length, start = _long_length(raw, start, length & 0x7F)
+        at = start + length
+        if at > size or len(items) == _MAX_ITEMS:
             raise MalformedEvidence("DER: an element that is cut, or too many")
-        items.append((tag, raw[start:end]))
-        at = end
+        items.append((tag, raw[start:at]))
     return items
 
 
-def _header(raw: bytes, at: int) -> tuple[int, int, int]:
-    """Tag, start and end of the content of the element at ``at``."""
-    tag, first = raw[at], raw[at + 1 : at + 2]
-    if not first or tag & 0x1F == 0x1F:
-        raise MalformedEvidence("DER: no length, or a tag of several bytes")
-    if first[0] < 0x80:
-        return tag, at + 2, at + 2 + first[0]
-    count = first[0] & 0x7F
-    size = int.from_bytes(raw[at + 2 : at + 2 + count], "big")
-    start = at + 2 + count
-    if not 1 <= count <= 3 or start > len(raw) or size < 0x80 or size >> (8 * (count - 1)) == 0:
+def _long_length(raw: bytes, at: int, count: int) -> tuple[int, int]:
+    """A length in ``count`` bytes of its own, and where the content starts."""
+    start = at + count
+    length = int.from_bytes(raw[at:start], "big")
+    if not 1 <= count <= 3 or start > len(raw) or length < 0x80 or length >> (8 * (count - 1)) == 0:
         raise MalformedEvidence("DER: a length that is not minimal")
-    return tag, start, start + size
+    return length, start
 
 
 def der_unsigned(content: bytes, maximum: int) -> int:
