@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from cube_mesh._fastpath import GrantTable
 from cube_mesh.data import policies
 from cube_mesh.errors import ConfigError, PolicyError
 from cube_mesh.ports import Grant, Principal
@@ -21,7 +22,6 @@ from cube_mesh.settings import Domain
 
 _PERMISSION = re.compile(r"[a-z][a-z0-9_]{0,63}").fullmatch
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
-_NONE: dict[str, dict[str, Grant]] = {}
 
 
 class _Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +56,7 @@ def load_roles(path: str = "") -> dict[str, frozenset[str]]:
         raise ConfigError(f"cannot be read: {error}", key="authz.roles_file", where=str(file)) from None
 
 
-class DomainAuthorizer:
+class DomainAuthorizer(GrantTable):
     """The ``Authorizer`` of a fixed set of domains. Immutable; a changed configuration is a new one.
 
     Does not look at the credential's expiry (authn does). Raises ConfigError for a doubled domain or member, an unknown
@@ -64,27 +64,28 @@ class DomainAuthorizer:
     """
 
     def __init__(self, domains: Iterable[Domain], roles: Mapping[str, frozenset[str]]) -> None:
-        self._grants: dict[str, dict[str, dict[str, Grant]]] = {}
+        grants: dict[str, dict[str, dict[str, Grant]]] = {}
         for domain in domains:
             if not _UUID(domain.id):
                 raise ConfigError(f"not a canonical UUID: {domain.id!r}", key="identity.domains.id")
-            if domain.id in self._grants:
+            if domain.id in grants:
                 raise ConfigError(f"the domain {domain.id} is there twice", key="identity.domains.id")
-            self._grants[domain.id] = _members(domain, roles)
+            grants[domain.id] = _members(domain, roles)
+        super().__init__(grants)
+        self._members = {domain: frozenset(members) for domain, members in grants.items()}
 
     def authorize(self, principal: Principal, domain_id: str, permission: str) -> Grant:
         """The grant, or PolicyError 403: ``domain_forbidden`` (not a member), ``permission_denied`` (the role lacks
         it).
         """
+        grant = self.granted(principal, domain_id, permission)
+        if grant is not None:
+            return grant
         if principal.domain_id is not None and principal.domain_id != domain_id:
             raise _forbidden(f"the credential belongs to the domain {principal.domain_id}")
-        granted = self._grants.get(domain_id, _NONE).get(principal.subject)
-        if granted is None:
+        if principal.subject not in self._members.get(domain_id, ()):
             raise _forbidden("not a member")
-        grant = granted.get(permission)
-        if grant is None:
-            raise PolicyError("permission_denied", "Your role does not allow this operation.", detail=permission)
-        return grant
+        raise PolicyError("permission_denied", "Your role does not allow this operation.", detail=permission)
 
 
 def _members(domain: Domain, roles: Mapping[str, frozenset[str]]) -> dict[str, dict[str, Grant]]:

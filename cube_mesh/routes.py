@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 import re2
 
+from cube_mesh._fastpath import KnownRoutes
 from cube_mesh.errors import ConfigError
 from cube_mesh.exchange import Exchange
 from cube_mesh.ports import Route
@@ -29,28 +30,13 @@ class Compiled(msgspec.Struct, frozen=True):
     tests: tuple[tuple[str, Test], ...]
 
 
-class RouteTable:
+class RouteTable(KnownRoutes):
     """``match`` gives the first rule whose every test holds, or None. Never a default that was not written down."""
 
     def __init__(self, rules: Iterable[RouteRule]) -> None:
         ordered = sorted(rules, key=lambda rule: (-rule.priority, rule.name))
         self._compiled = tuple(Compiled(Route(r.name, r.upstream), _tests(r.name, r.match)) for r in ordered)
-        self._reads_fields = any(r.match.headers for r in ordered)
-        self._known: dict[tuple[str, str, bytes], Route | None] = {}
-
-    def match(self, exchange: Exchange) -> Route | None:
-        if self._reads_fields:
-            return self._search(exchange)
-        key = (exchange.method, exchange.domain_id, exchange.upstream_target)  # all that such rules look at
-        known = self._known.get(key, self)
-        if not isinstance(known, RouteTable):
-            return known
-        route = self._search(exchange)
-        if len(key[2]) <= _MAX_TARGET:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[key] = route
-        return route
+        super().__init__(not any(r.match.headers for r in ordered), _MAX_KNOWN, _MAX_TARGET)
 
     def _search(self, exchange: Exchange) -> Route | None:
         path = _path(exchange)

@@ -97,4 +97,4 @@ def test_answers_that_are_kept_are_those_that_were_found() -> None:
         lines = dict(table.explain(request))
         assert found is not None and lines[found.name] == "matched"
         assert found.name == next(name for name, why in lines.items() if why == "matched")
-    assert len(table._known) <= 1024
+    assert len(table.known) <= 1024

@@ -419,7 +419,10 @@ cdef class DownstreamCore:
             self._usage = None
         ending = Ending.__new__(Ending)
         ending._down, ending._exchange, ending._out, ending._cut = self, exchange, out, cut
-        chain.leave(exchange, ending)
+        if isinstance(chain, ChainCore):
+            (<ChainCore>chain)._left(exchange, ending)
+        else:
+            chain.leave(exchange, ending)
         return 0
 
     def _forget(self):

@@ -218,6 +218,9 @@ cdef class EventLines:
 
     def line(self, Exchange exchange not None):
         """The event as one JSON object and a newline."""
+        return self._line(exchange)
+
+    cdef bytes _line(self, Exchange exchange):
         cdef LineBuffer out = self._out
         out._size = 0
         self._request(out, exchange)

@@ -227,6 +227,9 @@ cdef class SlabCell:
 
     def observe(self, Exchange exchange not None):
         """Count an exchange that has ended."""
+        self._observe(exchange)
+
+    cdef int _observe(self, Exchange exchange) except -1:
         self._counts._count(0, 1)
         self._counts._count(1, exchange.request_size)
         self._counts._count(2, exchange.response_size)
@@ -235,6 +238,7 @@ cdef class SlabCell:
         self._seconds._time(exchange.ended_at - exchange.started_at)
         if exchange.first_byte_at != 0 and exchange.forwarded_at != 0:
             self._first._time(exchange.first_byte_at - exchange.forwarded_at)
+        return 0
 
 
 cdef long long _counted(object tokens) except? -1:

@@ -1,7 +1,9 @@
 # The gates on their common path, and the chain that calls them. Each is the base of a class in middleware/, which says
 # what the stage is for and has the rest: what is refused there is decided there.
 
-from cube_mesh.ports import Principal as _Principal
+from hashlib import sha256 as _sha256
+
+from cube_mesh.ports import Grant as _Grant, Principal as _Principal
 
 cdef extern from "Python.h":
     object PyUnicode_New(Py_ssize_t size, unsigned int largest)
@@ -143,16 +145,45 @@ cdef class LoadGate:
             self._refuse()
 
 
+cdef class CredentialTable:
+    """Credentials that have been judged, by their SHA-256: ``api_keys`` for good, ``tokens`` as (good until, who)."""
+
+    cdef readonly dict api_keys
+    cdef readonly dict tokens
+    cdef object _now
+
+    def __init__(self, dict api_keys not None, now):
+        self.api_keys = api_keys
+        self.tokens = {}
+        self._now = now
+
+    def known(self, bytes token not None):
+        """Whose it is; None for one that is unknown or over: the subclass's ``authenticate`` tells."""
+        return self._known(token)
+
+    cdef object _known(self, bytes token):
+        cdef object digest = _sha256(token).digest()
+        cdef object principal = self.api_keys.get(digest), judged
+        if principal is not None:
+            return principal if principal.expires_at > self._now() else None
+        judged = self.tokens.get(digest)
+        if judged is not None and judged[0] > self._now():
+            return judged[1]
+        return None
+
+
 cdef class AuthnGate:
     """``authn``: one Authorization field to the authenticator. ``_missing`` and ``_wait`` for the rest."""
 
     cdef object _authenticate
+    cdef CredentialTable _table
 
-    def __init__(self, authenticate):
-        self._authenticate = authenticate
+    def __init__(self, authenticator):
+        self._authenticate = authenticator.authenticate
+        self._table = authenticator if isinstance(authenticator, CredentialTable) else None
 
     def enter(self, Exchange exchange not None):
-        cdef object head = exchange.head
+        cdef object head = exchange.head, principal = None
         cdef bytes authorization
         cdef int count
         if type(head) is RequestHead:
@@ -162,11 +193,114 @@ cdef class AuthnGate:
             authorization, count = head.get(b"authorization"), head.count(b"authorization")
         if authorization is None or count != 1:
             raise self._missing(count > 1)
-        principal = self._authenticate(authorization)
+        if (self._table is not None and PyBytes_GET_SIZE(authorization) > 7
+                and memcmp(PyBytes_AS_STRING(authorization), b"Bearer ", 7) == 0):
+            principal = self._table._known(_piece(authorization, 7, PyBytes_GET_SIZE(authorization)))
+        if principal is None:
+            principal = self._authenticate(authorization)
         if type(principal) is _Principal:
             exchange.principal = principal
             return None
         return self._wait(exchange, principal)
+
+
+cdef class GrantTable:
+    """Grants by domain, subject and permission."""
+
+    cdef dict _grants
+
+    def __init__(self, dict grants not None):
+        self._grants = grants
+
+    def granted(self, principal, str domain_id, str permission):
+        """The grant; None for what is refused: the subclass's ``authorize`` says why."""
+        return self._granted(principal, domain_id, permission)
+
+    cdef object _granted(self, object principal, str domain_id, str permission):
+        cdef object own = principal.domain_id, members, permissions
+        if own is not None and own != domain_id:
+            return None
+        members = self._grants.get(domain_id)
+        permissions = None if members is None else (<dict?>members).get(principal.subject)
+        return None if permissions is None else (<dict?>permissions).get(permission)
+
+
+cdef class AuthzGate:
+    """``authz``: what the authorizer grants. ``_impossible`` and ``_wait`` for the rest."""
+
+    cdef object _authorize
+    cdef GrantTable _table
+
+    def __init__(self, authorizer):
+        self._authorize = authorizer.authorize
+        self._table = authorizer if isinstance(authorizer, GrantTable) else None
+
+    def enter(self, Exchange exchange not None):
+        cdef object principal = exchange.principal, endpoint = exchange.endpoint, permission, grant = None
+        if principal is None or endpoint is None:
+            raise self._impossible(principal)
+        permission = endpoint.permission
+        if self._table is not None:
+            grant = self._table._granted(principal, exchange.domain_id, permission)
+        if grant is None:
+            grant = self._authorize(principal, exchange.domain_id, permission)
+        if type(grant) is _Grant:
+            exchange.grant = grant
+            return None
+        return self._wait(exchange, grant)
+
+
+cdef object _UNKNOWN = object()
+
+
+cdef class KnownRoutes:
+    """What ``_search`` answered before, by all that it looks at: method, domain and target. ``keep`` is False for rules
+    that read fields, too."""
+
+    cdef readonly dict known
+    cdef readonly bint keep
+    cdef Py_ssize_t _most
+    cdef Py_ssize_t _longest
+
+    def __init__(self, bint keep, Py_ssize_t most, Py_ssize_t longest):
+        """``most`` answers for targets of at most ``longest`` bytes."""
+        self.known = {}
+        self.keep = keep
+        self._most = most
+        self._longest = longest
+
+    def match(self, exchange):
+        """The first rule whose every test holds, or None."""
+        return self._match(<Exchange?>exchange) if self.keep else self._search(exchange)
+
+    cdef object _match(self, Exchange exchange):
+        cdef tuple key = (exchange.method, exchange.domain_id, exchange.upstream_target)
+        cdef object route = self.known.get(key, _UNKNOWN)
+        if route is _UNKNOWN:
+            route = self._search(exchange)
+            if len(exchange.upstream_target) <= self._longest:
+                if len(self.known) >= self._most:
+                    self.known.clear()
+                self.known[key] = route
+        return route
+
+
+cdef class RouteGate:
+    """``route``: the rule that takes the request. ``_no_route`` makes the refusal."""
+
+    cdef object _search
+    cdef KnownRoutes _table
+
+    def __init__(self, source):
+        self._search = source.match
+        self._table = source if isinstance(source, KnownRoutes) and source.keep else None
+
+    def enter(self, Exchange exchange not None):
+        cdef object route
+        route = self._table._match(exchange) if self._table is not None else self._search(exchange)
+        if route is None:
+            raise self._no_route()
+        exchange.route = route
 
 
 cdef class ForwardGate:
@@ -229,12 +363,15 @@ cdef class ChainCore:
 
         A second call for the same exchange runs nothing: whoever ended it first has recorded it.
         """
+        self._left(exchange, done)
+
+    cdef int _left(self, Exchange exchange, object done) except -1:
         if exchange.left:
             done(None)
-            return
+            return 0
         exchange.left = True
         self.in_flight -= 1
-        self._leave(exchange, 0, None, done)
+        return self._leave(exchange, 0, None, done)
 
     cdef int _leave(self, Exchange exchange, Py_ssize_t at, object refusal, object done) except -1:
         cdef tuple observers = self._observers
@@ -250,7 +387,10 @@ cdef class ChainCore:
             if recording is not None:
                 rest = ChainRest.__new__(ChainRest)
                 rest._chain, rest._exchange, rest._at, rest._refusal, rest._done = self, exchange, at, refusal, done
-                recording.then(rest)
+                if isinstance(recording, EventQueue):
+                    (<EventQueue>recording)._waiting.append(rest)
+                else:
+                    recording.then(rest)
                 return 0
         done(refusal)
         return 0

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from logging import getLogger
 from typing import TypeAlias
 
+from cube_mesh._fastpath import EventQueue
 from cube_mesh.audit.outcome import Outcome, settle
 from cube_mesh.audit.trail import Trail
 from cube_mesh.errors import DependencyError
-from cube_mesh.ports import Done, Recording
 
 Soon: TypeAlias = Callable[[Callable[[], None]], object]
 _log = getLogger("cube_mesh.audit")
 
 
-class FileSink:
+class FileSink(EventQueue):
     """An ``AuditSink``, and the Recording of what it was given last.
 
     A Recording ends with DependencyError 503 ``audit_unavailable`` when its event is not in the file; then no part of
@@ -29,20 +29,8 @@ class FileSink:
 
     def __init__(self, trail: Trail, outcome: Outcome, soon: Soon) -> None:
         """``soon`` arranges the flush of a turn: the running loop's ``call_soon``."""
+        super().__init__(soon)
         self.trail, self.outcome = trail, outcome
-        self._soon = soon
-        self._events: list[bytes] = []
-        self._waiting: list[Done] = []
-
-    def append(self, event: bytes) -> Recording:
-        """Take one event; it is written in this turn of the running loop."""
-        if not self._events:
-            self._soon(self.flush)
-        self._events.append(event)
-        return self
-
-    def then(self, done: Done) -> None:
-        self._waiting.append(done)
 
     def flush(self) -> None:
         """Write what was appended since the last time, and say so to who waits."""

@@ -11,6 +11,7 @@ from logging import getLogger
 from pathlib import Path
 from time import time
 
+from cube_mesh._fastpath import CredentialTable
 from cube_mesh.errors import ConfigError, DependencyError, PolicyError
 from cube_mesh.identity.api_keys import PREFIX, key_table
 from cube_mesh.identity.fetch import check_url
@@ -26,7 +27,7 @@ _log = getLogger("cube_mesh.identity")
 _INVALID = "The API key or token is not valid."
 
 
-class CredentialAuthenticator:
+class CredentialAuthenticator(CredentialTable):
     """The ``Authenticator`` of the node. ``authenticate`` answers at once, except for a token whose key may be newer
     than what we have: then it is an awaitable that looks for it, at most once in ten seconds per issuer.
 
@@ -43,14 +44,13 @@ class CredentialAuthenticator:
         cache_ttl_s: float = 30.0,
         now: Callable[[], float] = time,
     ) -> None:
+        super().__init__(api_keys, now)
         self._now = now
         self._ttl_s = cache_ttl_s
         self._max = cache_entries
-        self._api_keys = api_keys
         self._issuers = {issuer.name: issuer for issuer in issuers}
         self._static: dict[str, KeySet] = {}
         self._remote: dict[str, RemoteKeys] = {}
-        self._tokens: dict[bytes, tuple[float, Principal]] = {}  # by digest, oldest first: (good until, who)
 
     # -- keys
 
@@ -62,7 +62,7 @@ class CredentialAuthenticator:
 
     def forget_tokens(self) -> None:
         """Judge every token anew: the keys have changed."""
-        self._tokens.clear()
+        self.tokens.clear()
 
     def start(self) -> None:
         """Begin to fetch the remote key sets. Needs a running loop."""
@@ -82,15 +82,12 @@ class CredentialAuthenticator:
 
     def authenticate(self, authorization: bytes) -> Principal | Awaitable[Principal]:
         token = authorization[7:] if authorization[:7] == b"Bearer " else _bearer(authorization)
-        digest = sha256(token).digest()
-        principal = self._api_keys.get(digest)
+        principal = self.known(token)
         if principal is not None:
-            if principal.expires_at > self._now():
-                return principal
+            return principal
+        digest = sha256(token).digest()
+        if digest in self.api_keys:
             raise _invalid("API key expired")
-        cached = self._tokens.get(digest)
-        if cached is not None and cached[0] > self._now():
-            return cached[1]
         if token.startswith(PREFIX):
             raise _invalid("unknown API key")
         return self._verify(token, digest)
@@ -118,10 +115,10 @@ class CredentialAuthenticator:
         keys: dict[str, KeySet | None] = {**self._static, **{n: r.current() for n, r in self._remote.items()}}
         verified = verify_token(token, self._issuers, keys, now)
         if self._max > 0:
-            self._tokens.pop(digest, None)
-            if len(self._tokens) >= self._max:
-                del self._tokens[next(iter(self._tokens))]
-            self._tokens[digest] = (min(now + self._ttl_s, verified.good_until), verified.principal)
+            self.tokens.pop(digest, None)
+            if len(self.tokens) >= self._max:
+                del self.tokens[next(iter(self.tokens))]
+            self.tokens[digest] = (min(now + self._ttl_s, verified.good_until), verified.principal)
         return verified.principal
 
     def _refusal(self, error: Rejected) -> PolicyError | DependencyError:

@@ -7,14 +7,11 @@ from collections.abc import Awaitable
 from cube_mesh._fastpath import AuthnGate
 from cube_mesh.errors import PolicyError
 from cube_mesh.exchange import Exchange
-from cube_mesh.ports import Authenticator, Principal
+from cube_mesh.ports import Principal
 
 
 class Authn(AuthnGate):
     """Gate. Sets the principal; 401 ``missing_credentials`` or ``invalid_api_key``, one phrase for every reason."""
-
-    def __init__(self, authenticator: Authenticator) -> None:
-        super().__init__(authenticator.authenticate)
 
     def _missing(self, several: bool) -> PolicyError:
         if several:

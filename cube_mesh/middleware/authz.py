@@ -4,32 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from cube_mesh.errors import InternalError, PolicyError
+from cube_mesh._fastpath import AuthzGate
+from cube_mesh.errors import CubeMeshError, InternalError, PolicyError
 from cube_mesh.exchange import Exchange
-from cube_mesh.ports import Authorizer, Grant
+from cube_mesh.ports import Grant, Principal
 
 
-class Authz:
+class Authz(AuthzGate):
     """Gate. Sets the grant. A method and path outside the table is 403 ``endpoint_not_allowed`` for everyone.
 
     Never 404 or 405: whether the backend has such a path is not the caller's to learn, and the table is the contract.
     """
 
-    def __init__(self, authorizer: Authorizer) -> None:
-        self._authorize = authorizer.authorize
-
-    def enter(self, exchange: Exchange) -> None | Awaitable[None]:
-        principal, endpoint = exchange.principal, exchange.endpoint
+    def _impossible(self, principal: Principal | None) -> CubeMeshError:
         if principal is None:
-            raise InternalError("no_principal", "The server made a mistake.", detail="authz ran without authn")
-        if endpoint is None:
-            raise PolicyError("endpoint_not_allowed", "This method and path are not available.")
-        grant = self._authorize(principal, exchange.domain_id, endpoint.permission)
-        if type(grant) is Grant:
-            exchange.grant = grant
-            return None
-        return _wait(exchange, grant)  # type: ignore[arg-type]
+            return InternalError("no_principal", "The server made a mistake.", detail="authz ran without authn")
+        return PolicyError("endpoint_not_allowed", "This method and path are not available.")
 
-
-async def _wait(exchange: Exchange, waiting: Awaitable[Grant]) -> None:
-    exchange.grant = await waiting
+    async def _wait(self, exchange: Exchange, waiting: Awaitable[Grant]) -> None:
+        exchange.grant = await waiting

@@ -16,6 +16,7 @@ from threading import get_ident
 
 import msgspec
 
+from cube_mesh._fastpath import LineQueue
 from cube_mesh.text import Stamp, clean, describe
 
 FLUSH_S = 0.2
@@ -26,48 +27,28 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn", logging.ERROR: "error"}
 
 
-class LineWriter:
-    """Collects encoded lines for one descriptor. ``lost`` counts lines dropped because nobody read them.
-
-    ``mark`` goes into each line when it is written: behind its brace when it is a JSON object, else before it.
-    """
+class LineWriter(LineQueue):
+    """Writes lines to one descriptor. ``lost`` counts those dropped because nobody read them."""
 
     def __init__(self, fd: int, mark: bytes = b"") -> None:
+        super().__init__(mark, _FLUSH_BYTES, _MAX_BYTES)
         self._fd = fd
-        self._mark = mark
-        self._rest = b""  # marked, and not written yet
         mode = os.fstat(fd).st_mode
         self._poll: select.poll | None = None
         if not stat.S_ISREG(mode):
             self._poll = select.poll()
             self._poll.register(fd, select.POLLOUT)
-        self._lines: list[bytes] = []
-        self._size = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._soon = False  # written when this turn of the loop ends
         self._thread = 0  # the loop's
-        self.lost = 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on lines may wait for a timer of this loop; before, each is written at once."""
         self._loop = loop
         self._thread = get_ident()
 
-    def write(self, line: bytes) -> None:
-        """Take one line, with its newline."""
-        size = self._size + len(line)
-        if size > _MAX_BYTES:
-            self.lost += 1
-            return
-        self._lines.append(line)
-        self._size = size
-        if self._loop is None or (
-            size >= _FLUSH_BYTES and not self._rest
-        ):  # a reader that stalls is asked by the timer
-            self.flush()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(FLUSH_S, self.flush)
+    def _wait(self) -> None:
+        assert self._loop is not None
+        self._timer = self._loop.call_later(FLUSH_S, self.flush)
 
     def write_event(self, line: bytes, level: int) -> None:
         """Take a line of the node itself, from any thread; ``level`` says how soon it is written."""
@@ -75,7 +56,8 @@ class LineWriter:
         if loop is not None and get_ident() != self._thread:
             loop.call_soon_threadsafe(self.write_event, line, level)
             return
-        self.write(line)
+        for part in line.splitlines(keepends=True):  # a text may be of several: each is marked
+            self.write(part)
         if level >= logging.ERROR:
             self.flush()
         elif level >= logging.WARNING and loop is not None and not self._soon:
@@ -88,7 +70,7 @@ class LineWriter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        data = self._rest + self._marked(b"".join(self._lines))
+        data = self._rest + b"".join(self._lines)
         self._lines.clear()
         done = 0
         try:
@@ -100,14 +82,7 @@ class LineWriter:
         self._rest = data[done:]
         self._size = len(self._rest)
         if self._rest and self._loop is not None:
-            self._timer = self._loop.call_later(FLUSH_S, self.flush)
-
-    def _marked(self, lines: bytes) -> bytes:
-        """No line holds a newline, and a JSON one begins with its brace; so this finds each line's beginning."""
-        if not self._mark or not lines:
-            return lines
-        start = b"{" if lines.startswith(b"{") else b""
-        return start + self._mark + lines[len(start) : -1].replace(b"\n" + start, b"\n" + start + self._mark) + b"\n"
+            self._wait()
 
     def _piece(self, data: bytes, start: int) -> bytes:
         """What one write takes. Into a pipe whole lines as far as they fit: other processes write to it, too."""

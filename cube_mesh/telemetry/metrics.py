@@ -15,8 +15,7 @@ from typing import Literal
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from cube_mesh._fastpath import Slab, SlabCell, SlabRow
-from cube_mesh.exchange import Exchange
+from cube_mesh._fastpath import ExchangeCounts, Slab, SlabCell, SlabRow
 from cube_mesh.telemetry import families
 from cube_mesh.telemetry.process import ProcessFamilies
 from cube_mesh.telemetry.slab import COUNTS, GAUGE_KIND, PROCESS_KIND, anonymous, row_key
@@ -26,7 +25,7 @@ OTHER = "other"
 PUBLISH_S = 0.5
 
 
-class Metrics:
+class Metrics(ExchangeCounts):
     """What this process counts. ``observe`` is called once per exchange; the other methods where their name says.
 
     ``domains`` are the configured ids; others, and those beyond ``MAX_DOMAINS``, count as "other". ``slab``: the region
@@ -35,21 +34,8 @@ class Metrics:
 
     def __init__(self, domains: Iterable[str] = (), slab: Slab | None = None) -> None:
         self.slab = slab if slab is not None else anonymous()
-        self._domains = {domain: domain for domain in sorted(domains)[:MAX_DOMAINS]}
-        self._cells: dict[tuple[str, str, str, int, str], SlabCell] = {}
+        super().__init__({domain: domain for domain in sorted(domains)[:MAX_DOMAINS]})
         self._rows: dict[tuple[str, ...], SlabRow] = {}
-
-    def observe(self, exchange: Exchange) -> None:
-        endpoint = exchange.endpoint
-        domain = self._domains.get(exchange.domain_id, OTHER)
-        if endpoint is not None:
-            key = (domain, endpoint.name, endpoint.method, exchange.status, exchange.outcome)
-        else:
-            key = (domain, OTHER, OTHER, exchange.status, exchange.outcome)
-        cell = self._cells.get(key)
-        if cell is None:
-            cell = self._cell(key)
-        cell.observe(exchange)
 
     def _cell(self, key: tuple[str, str, str, int, str]) -> SlabCell:
         domain, endpoint, method, status, outcome = key
@@ -58,7 +44,7 @@ class Metrics:
         first, _ = self._row(families.FIRST_BYTE, endpoint, method)
         cell = SlabCell(counts, seconds, first)
         if kept:
-            self._cells[key] = cell
+            self.cells[key] = cell
         return cell
 
     def _row(self, *key: str) -> tuple[SlabRow, bool]:

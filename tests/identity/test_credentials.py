@@ -120,10 +120,10 @@ def test_the_cache_is_bounded_and_holds_no_token() -> None:
     raws = [token(claims(jti=f"t{n}")) for n in range(8)]
     for raw in raws:
         at_once(auth, raw)
-    assert len(auth._tokens) == 5 and all(len(digest) == 32 for digest in auth._tokens)
+    assert len(auth.tokens) == 5 and all(len(digest) == 32 for digest in auth.tokens)
     off = made(cache_entries=0)
     at_once(off, raws[0])
-    assert not off._tokens
+    assert not off.tokens
 
 
 # -- remote key sets

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,13 +211,13 @@ async def test_a_reader_that_stalls_loses_lines_and_not_the_node() -> None:
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_every_line_says_which_process_wrote_it(tmp_path: Path, logger: logging.Logger, form: str) -> None:
-    """Node events and request lines, alone and several in one write; a text of many lines on each of them."""
+    """Node events and request lines; a text of many lines on each of them."""
     fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     writer, is_json = setup("info", form, "n1", fd=fd, process="worker-1")
     logging.getLogger("cube_mesh.part").warning("one\ntwo {\n{")
     request = request_line(is_json)[0]
-    writer._lines += [request, request]
-    writer.write(request)
+    for _ in range(3):
+        writer.write(request)
     writer.close()
     os.close(fd)
     lines = (tmp_path / "log").read_bytes().splitlines()
@@ -234,8 +235,10 @@ def test_processes_that_share_a_pipe_do_not_cut_each_others_lines() -> None:
     """Each write is of whole lines and no larger than what a pipe takes at once; only a longer line is cut."""
     reading, writing = os.pipe()
     writer = LineWriter(writing, b'"process":"worker-0",')
+    timer = SimpleNamespace(cancel=lambda: None)
+    writer.start(SimpleNamespace(call_later=lambda *_: timer))  # type: ignore[arg-type]
     for size in (1_500, 1_500, 1_500, 20, 4_090, 6_000, 20):
-        writer._lines.append(b'{"a":"' + b"x" * (size - 9) + b'"}\n')
+        writer.write(b'{"a":"' + b"x" * (size - 9) + b'"}\n')
     writes: list[bytes] = []
     real, os.write = os.write, lambda fd, data: writes.append(bytes(data)) or len(data)  # type: ignore[func-returns-value]
     try:

@@ -236,7 +236,7 @@ def test_a_full_table_counts_the_rest_as_other() -> None:
     assert by_endpoint == {"/v1/x": 1, "/v1/y": 1, "other": 3}
     assert found["cube_request_body_bytes_total", (("domain", "other"),)] == 30
     assert found["cube_metrics_overflows_total", ()] >= 3
-    assert len(numbers._cells) == 2, "what found no room is not remembered"
+    assert len(numbers.cells) == 2, "what found no room is not remembered"
     again = Metrics([A, B], small)
     again.observe(passed(endpoint="/v1/w"))
     assert {v for k, v in cube(samples(NodeCollector(again, {}))).items() if ("endpoint", "other") in k[1]} >= {4}
