@@ -86,21 +86,18 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
         _check_shape(self.phase, self.node_id, self.spki_hash, self.nonce, self.channel_binding, self.peer_spki_hash)
 
 
-def _check_shape(
-    phase: Phase, node_id: str, spki_hash: bytes, nonce: bytes | None, channel: bytes | None, peer: bytes | None
-) -> None:
+# How long nonce, channel binding and peer key hash are in each phase.
+_SHAPES = ((None, None, None), (32, None, None), (32, 32, 32))
+
+
+def _check_shape(phase: Phase, node_id: str, spki_hash: bytes, *hashes: bytes | None) -> None:
     """Phase 0 has neither nonce nor channel, phase 1 a nonce, phase 2 nonce, channel binding and the peer's key."""
     if not node_id or len(node_id.encode()) > MAX_NODE_ID_BYTES or len(spki_hash) != 32:
         raise ValueError("binding: a node id of 1 to 255 bytes and a 32-byte key hash are required")
-    for name, value, since in (
-        ("nonce", nonce, Phase.HANDSHAKE),
-        ("channel binding", channel, Phase.POST_HANDSHAKE),
-        ("peer key hash", peer, Phase.POST_HANDSHAKE),
-    ):
-        if phase < since and value is not None:
-            raise ValueError(f"binding: {name} must be absent in phase {phase.name}")
-        if phase >= since and (value is None or len(value) != 32):
-            raise ValueError(f"binding: {name} must be 32 bytes in phase {phase.name}")
+    for name, value, size in zip(("nonce", "channel binding", "peer key hash"), hashes, _SHAPES[phase], strict=True):
+        if (None if value is None else len(value)) != size:
+            state = "absent" if size is None else "32 bytes"
+            raise ValueError(f"binding: {name} must be {state} in phase {phase.name}")
 
 
 def encode_claims(claims: Claims) -> bytes:

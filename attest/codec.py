@@ -16,16 +16,14 @@ __all__ = ["MAX_DEPTH", "CborValue", "cbor_decode", "cbor_encode"]
 CborValue: TypeAlias = Union[int, bytes, str, None, "list[CborValue]", "dict[int | str, CborValue]"]
 
 MAX_DEPTH = 4  # containers inside one another
-_NULL = 0xF6
+_NULL, _NULL_BYTE = 0xF6, b"\xf6"
 _UINT, _BSTR, _TSTR, _ARRAY, _MAP = 0, 2, 3, 4, 5
 _WIDTHS = {24: 1, 25: 2, 26: 4, 27: 8}
 
 
 def cbor_encode(value: CborValue) -> bytes:
     """The deterministic encoding of ``value``. Raises ValueError or TypeError for what the subset does not have."""
-    out = bytearray()
-    _write(out, value, 0)
-    return bytes(out)
+    return _encode(value, 0)
 
 
 def cbor_decode(raw: bytes) -> CborValue:
@@ -39,63 +37,51 @@ def cbor_decode(raw: bytes) -> CborValue:
     return value
 
 
-def _write_head(out: bytearray, major: int, number: int) -> None:
-    top = major << 5
+def _head(major: int, number: int) -> bytes:
+    """The shortest head (§3) for a number or length. Raises ValueError above 64 bits."""
     if number < 24:
-        out.append(top | number)
-    elif number < 1 << 8:
-        out += bytes((top | 24, number))
-    elif number < 1 << 16:
-        out.append(top | 25)
-        out += number.to_bytes(2, "big")
-    elif number < 1 << 32:
-        out.append(top | 26)
-        out += number.to_bytes(4, "big")
-    elif number < 1 << 64:
-        out.append(top | 27)
-        out += number.to_bytes(8, "big")
-    else:
-        raise ValueError("CBOR: number above 64 bits")
+        return bytes((major << 5 | number,))
+    for info, width in _WIDTHS.items():
+        if number < 1 << (8 * width):
+            return bytes((major << 5 | info,)) + number.to_bytes(width, "big")
+    raise ValueError("CBOR: number above 64 bits")
 
 
-def _write(out: bytearray, value: object, depth: int) -> None:
+_HEADS = {major: [_head(major, number) for number in range(256)] for major in (_UINT, _BSTR, _TSTR, _ARRAY, _MAP)}
+
+
+def _encode(value: object, depth: int) -> bytes:
     if isinstance(value, bytes):
-        _write_head(out, _BSTR, len(value))
-        out += value
-    elif value is None:
-        out.append(_NULL)
-    elif isinstance(value, str):
+        return _sized(_BSTR, len(value)) + value
+    if value is None:
+        return _NULL_BYTE
+    if isinstance(value, str):
         text = value.encode()
-        _write_head(out, _TSTR, len(text))
-        out += text
-    elif isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        _write_head(out, _UINT, value)
-    elif isinstance(value, (list, tuple, dict)):
+        return _sized(_TSTR, len(text)) + text
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return _sized(_UINT, value)
+    if isinstance(value, (list, tuple, dict)):
         if depth == MAX_DEPTH:
             raise ValueError(f"CBOR: nested deeper than {MAX_DEPTH}")
-        _write_container(out, value, depth + 1)
-    else:
-        raise ValueError(f"CBOR: {type(value).__name__} {value!r} is outside of the subset")
+        return _encode_container(value, depth + 1)
+    raise ValueError(f"CBOR: {type(value).__name__} {value!r} is outside of the subset")
 
 
-def _write_container(out: bytearray, value: object, depth: int) -> None:
+def _sized(major: int, number: int) -> bytes:
+    return _HEADS[major][number] if number < 256 else _head(major, number)
+
+
+def _encode_container(value: list[object] | tuple[object, ...] | dict[object, object], depth: int) -> bytes:
     if isinstance(value, dict):
-        _write_head(out, _MAP, len(value))
-        for key, item in sorted((_encode_key(key), item) for key, item in value.items()):
-            out += key
-            _write(out, item, depth)
-    elif isinstance(value, (list, tuple)):
-        _write_head(out, _ARRAY, len(value))
-        for item in value:
-            _write(out, item, depth)
+        members = sorted([(_encode_key(key), _encode(item, depth)) for key, item in value.items()])
+        return _sized(_MAP, len(value)) + b"".join([part for member in members for part in member])
+    return _sized(_ARRAY, len(value)) + b"".join([_encode(item, depth) for item in value])
 
 
 def _encode_key(key: object) -> bytes:
     if not isinstance(key, (int, str)):
         raise TypeError("CBOR: map keys are numbers or text")
-    out = bytearray()
-    _write(out, key, 0)
-    return bytes(out)
+    return _encode(key, 0)
 
 
 def _read(raw: bytes, at: int, depth: int) -> tuple[CborValue, int]:
@@ -103,7 +89,12 @@ def _read(raw: bytes, at: int, depth: int) -> tuple[CborValue, int]:
     first = raw[at]
     at += 1
     number = first & 31
-    if number >= 24:
+    if number == 24:
+        number = raw[at]
+        at += 1
+        if number < 24:
+            raise MalformedEvidence("CBOR: not the shortest form of a number")
+    elif number > 24:
         number, at = _read_number(raw, at, number)
     major = first >> 5
     if major == _BSTR:
@@ -125,7 +116,7 @@ def _read(raw: bytes, at: int, depth: int) -> tuple[CborValue, int]:
 
 
 def _read_number(raw: bytes, at: int, info: int) -> tuple[int, int]:
-    """A number in bytes of its own and the offset after it; it must need that many."""
+    """A number in two bytes or more and the offset after it; it must need that many."""
     width = _WIDTHS.get(info)
     if width is None:
         raise MalformedEvidence("CBOR: indefinite or reserved length")
@@ -133,7 +124,7 @@ def _read_number(raw: bytes, at: int, info: int) -> tuple[int, int]:
     if end > len(raw):
         raise MalformedEvidence("CBOR: truncated")
     number = int.from_bytes(raw[at:end], "big")
-    if number < (24 if width == 1 else 1 << (4 * width)):
+    if number < 1 << (4 * width):
         raise MalformedEvidence("CBOR: not the shortest form of a number")
     return number, end
 
