@@ -52,9 +52,6 @@ KEYS = "jwks:https://issuer.example"
 AZURE_TDX = tdx_part(b"HCLA", TdxPlatform(b"n").quote(DATA))
 PARTS: dict[str, tuple[dict[int, Part], list[str]]] = {
     "token and hardware": ({TOKEN: WEB_TOKEN, HARDWARE: REPORT}, [KEYS, VCEK, "amd-crl:Milan"]),
-        {TOKEN: WEB_TOKEN, HARDWARE: REPORT},
-        ["jwks:https://issuer.example", VCEK, "amd-crl:Milan"],
-    ),
     "token alone": ({TOKEN: WEB_TOKEN}, [KEYS]),
     "vTPM alone": ({TPM_QUOTE: Part(TPM2_QUOTE_TYPE, b"quote")}, []),
     "Azure on SNP": ({HARDWARE: Part(AZURE_HCL_TYPE, azure.hcl_report(SNP))}, [VCEK, "amd-crl:Milan"]),

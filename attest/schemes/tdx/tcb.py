@@ -6,7 +6,7 @@ Intel PCS API v4 "Get TDX TCB Info", "Get TDX QE Identity". Decides by data only
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Annotated, TypeVar
 
@@ -22,12 +22,12 @@ __all__ = [
     "TcbInfo",
     "TcbState",
     "converge",
+    "current_state",
     "decode_qe_identity",
     "decode_tcb_info",
     "module_state",
     "platform_state",
     "qe_state",
-    "relaunch_state",
 ]
 
 Svn = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
@@ -143,7 +143,7 @@ class QeIdentity(_Dated, frozen=True, kw_only=True, rename="camel"):
 class TcbState(msgspec.Struct, frozen=True):
     """A status of Intel's with its advisories, and the date (Unix seconds) of the oldest level behind it.
 
-    One of :data:`STATUSES`, which levels have, or of what :func:`relaunch_state` makes of all levels together.
+    One of :data:`STATUSES`, which levels have, or what :func:`current_state` makes of them.
     """
 
     status: str
@@ -177,7 +177,7 @@ def decode_qe_identity(raw: bytes) -> QeIdentity:
 def _decode(raw: bytes, kind: type[_T], name: str) -> _T:
     try:
         return msgspec.json.decode(raw, type=kind)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (ValueError, RecursionError) as error:  # deep nesting, in a member that nobody knows
         raise MalformedEvidence(f"{name}: {error}", code="malformed_collateral") from None
 
 
@@ -205,7 +205,11 @@ def module_state(report: TdReport, info: TcbInfo) -> TcbState | None:
     svn, version = report.tee_tcb_svn[:2]
     module: _Module = info.tdx_module
     if version > 0:
-        module = _module_identity(version, info)
+        wanted = f"TDX_{version:02X}"
+        found = [identity for identity in info.tdx_module_identities if identity.id.upper() == wanted]
+        if len(found) != 1:
+            raise VerificationFailed(f"{len(found)} identities of TDX module {wanted}", code="tdx_module_unknown")
+        module = found[0]
     if report.mr_signer_seam != bytes.fromhex(module.mr_signer):
         raise VerificationFailed(f"TDX module signed by {report.mr_signer_seam.hex()}", code="tdx_module_mr_signer")
     if not _masked_equal(report.seam_attributes, module.attributes, module.attributes_mask):
@@ -213,61 +217,41 @@ def module_state(report: TdReport, info: TcbInfo) -> TcbState | None:
     return _isv_state(svn, module.tcb_levels, "tdx_module_level") if isinstance(module, _ModuleIdentity) else None
 
 
-def _module_identity(version: int, info: TcbInfo) -> _ModuleIdentity:
-    wanted = f"TDX_{version:02X}"
-    found = [identity for identity in info.tdx_module_identities if identity.id.upper() == wanted]
-    if len(found) != 1:
-        raise VerificationFailed(f"{len(found)} identities of TDX module {wanted}", code="tdx_module_unknown")
-    return found[0]
-
-
 def platform_state(pck: PckInfo, report: TdReport, info: TcbInfo) -> TcbState:
     """The first level whose components the platform reaches, all of them. Raises VerificationFailed (``tcb_level``)."""
     # From module 1.5 on, the first two TDX components are the module's version, which has levels of its own.
     skip = 2 if report.tee_tcb_svn[1] > 0 else 0
-    for level in _hardware_levels(pck, info):
-        if _reaches(report.tee_tcb_svn[skip:], level.tcb.tdx[skip:]):
+    for level in info.tcb_levels:
+        tcb = level.tcb
+        if (
+            pck.pce_svn >= tcb.pce_svn
+            and _reaches(pck.component_svns, tcb.sgx)
+            and _reaches(report.tee_tcb_svn[skip:], tcb.tdx[skip:])
+        ):
             return _state(level)
     raise VerificationFailed("the platform reaches no TCB level that Intel lists", code="tcb_level")
 
 
-def _hardware_levels(pck: PckInfo, info: TcbInfo) -> Iterator[_PlatformLevel]:
-    """The levels that processor and PCE reach, whatever the TDX module."""
-    for level in info.tcb_levels:
-        if pck.pce_svn >= level.tcb.pce_svn and _reaches(pck.component_svns, level.tcb.sgx):
-            yield level
-
-
-def relaunch_state(
-    state: TcbState, pck: PckInfo, report: TdReport, info: TcbInfo, module: TcbState | None, qe: TcbState
+def current_state(
+    launched: TcbState, pck: PckInfo, report: TdReport, info: TcbInfo, module: TcbState | None, qe: TcbState
 ) -> TcbState:
-    """``state``, which all parts come to; but "TDRelaunchAdvised" where only what the domain was launched under is old.
+    """``launched``, which all parts of a launch come to, together with what the platform runs by now.
 
-    TEE_TCB_SVN of a TD 1.5 report is of the launch, TEE_TCB_SVN_2 of now: a host can load a newer TDX module under
-    running domains. Follows Intel's quote verification library (DCAP 1.20, ``TDRelaunchCheck``). Raises
-    VerificationFailed (``tdx_module_unknown``) for a module of now that the TCB info does not list.
+    A host can load a newer TDX module under running domains: TEE_TCB_SVN is of the launch, and TD 1.5 reports say in
+    TEE_TCB_SVN_2 what runs now. That must be at a level, too. Where nothing but the launch is outdated, by its
+    ``module``, "OutOfDate" becomes "TDRelaunchAdvised", as in Intel's library from DCAP 1.20 on. Raises
+    VerificationFailed (``tcb_level``, ``tdx_module_*``).
     """
-    now = report.tee_tcb_svn2
-    if now is None or module is None or module.status != "OutOfDate" or _is_behind(qe):
+    if report.tee_tcb_svn2 in (None, report.tee_tcb_svn):
+        return launched
+    now = msgspec.structs.replace(report, tee_tcb_svn=report.tee_tcb_svn2)
+    module_now = module_state(now, info)
+    current = [platform_state(pck, now, info), *([] if module_now is None else [module_now])]
+    state = converge([launched, *current])
+    behind = any(_FAULTS[part.status] & {"old", "revoked"} for part in (qe, *current))
+    if module is None or module.status != "OutOfDate" or behind:
         return state
-    hardware = _state(next(_hardware_levels(pck, info)))  # platform_state has found one
-    if _is_behind(hardware) or not _is_latest(now, info):
-        return state
-    found = converge([state, hardware])
-    return msgspec.structs.replace(found, status=_RELAUNCH.get(found.status, found.status))
-
-
-def _is_behind(state: TcbState) -> bool:
-    return bool(_FAULTS[state.status] & {"old", "revoked"})
-
-
-def _is_latest(svn: bytes, info: TcbInfo) -> bool:
-    """Module ([0], by its major version [1]) and late microcode for TDX ([2]) are those of the first level."""
-    latest = info.tcb_levels[0].tcb.tdx
-    least = [latest[0].svn]
-    if svn[1] > 0:
-        least = [level.tcb.isv_svn for level in _module_identity(svn[1], info).tcb_levels[:1]]
-    return svn[2] >= latest[2].svn and any(svn[0] >= isv_svn for isv_svn in least)
+    return msgspec.structs.replace(state, status=_RELAUNCH.get(state.status, state.status))
 
 
 def converge(states: Sequence[TcbState]) -> TcbState:

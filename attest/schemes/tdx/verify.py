@@ -31,12 +31,12 @@ from attest.schemes.tdx.tcb import (
     TcbInfo,
     TcbState,
     converge,
+    current_state,
     decode_qe_identity,
     decode_tcb_info,
     module_state,
     platform_state,
     qe_state,
-    relaunch_state,
 )
 
 __all__ = [
@@ -178,11 +178,11 @@ def verify_quote(raw: bytes, collateral: VerifiedCollateral, now: float) -> Veri
     qe = qe_state(quote.qe_report, collateral.qe_identity)
     module = module_state(quote.report, info)
     level = platform_state(platform, quote.report, info)
-    tcb = converge([level, qe] if module is None else [level, module, qe])
+    launched = converge([level, qe] if module is None else [level, module, qe])
     return VerifiedQuote(
         quote=quote,
         pck=platform,
-        tcb=relaunch_state(tcb, platform, quote.report, info, module, qe),
+        tcb=current_state(launched, platform, quote.report, info, module, qe),
         platform=level,
         module=module,
         qe=qe,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from cryptography import x509
@@ -168,6 +168,65 @@ def _without_point() -> bytes:
     quote = V4.quote(DATA, qe={"report_data": vouched})
     return quote[:KEY] + raw + quote[KEY + 64 :]
 
+
+# -- a domain that was launched under an old module: what is changed, and the status -----------------------------------
+
+LATEST, BEFORE = tcb_level(tdx=(5, 0, 9, *(0,) * 13)), tcb_level("OutOfDate")
+MODULE_LEVELS = [isv_level(7), isv_level(6, "OutOfDate")]
+OLDER, WORSE = ([isv_level(6), isv_level(5, status)] for status in ("OutOfDate", "Revoked"))
+RELAUNCH: dict[str, tuple[dict[str, Any], str]] = {
+    "all that is old is what it was launched under": ({}, "TDRelaunchAdvised"),
+    "only the module is": ({"levels": [tcb_level()]}, "TDRelaunchAdvised"),
+    "hardware wants configuration": (
+        {"levels": [{**LATEST, "tcbStatus": "ConfigurationNeeded"}, BEFORE]}, "TDRelaunchAdvisedConfigurationNeeded",
+    ),
+    "the level wants configuration": (
+        {"levels": [LATEST, tcb_level("OutOfDateConfigurationNeeded")]}, "TDRelaunchAdvisedConfigurationNeeded",
+    ),
+    "hardware wants hardened software": (
+        {"levels": [{**LATEST, "tcbStatus": "SWHardeningNeeded"}, BEFORE]}, "TDRelaunchAdvised",
+    ),
+    "by now a module of a later line": (
+        {"now": (2, 3, 9), "more": [{**MODULE, "id": "TDX_03", "tcbLevels": [isv_level(2)]}]}, "TDRelaunchAdvised",
+    ),
+    "by now a module before 1.5": ({"now": (5, 0, 9)}, "TDRelaunchAdvised"),
+    "the report does not say": ({"body": "1.0"}, "OutOfDate"),
+    "the module is old by now, too": ({"now": (6, 1, 9)}, "OutOfDate"),
+    "the microcode is": ({"now": (7, 1, 8)}, "OutOfDate"),
+    "older by now than at the launch": ({"levels": [tcb_level()], "module": OLDER, "now": (5, 1, 8)}, "OutOfDate"),
+    "revoked by now": ({"levels": [tcb_level()], "module": WORSE, "now": (5, 1, 8)}, "Revoked"),
+    "the quoting enclave is old": ({"qe": "OutOfDate"}, "OutOfDate"),
+    "the quoting enclave is revoked": ({"qe": "Revoked"}, "Revoked"),
+    "the hardware is old": ({"levels": [BEFORE]}, "OutOfDate"),
+    "the level of now is revoked": ({"levels": [{**LATEST, "tcbStatus": "Revoked"}, BEFORE]}, "Revoked"),
+    "the level is revoked": ({"levels": [LATEST, tcb_level("Revoked")]}, "Revoked"),
+    "the module is not old": ({"module": [isv_level(6)]}, "OutOfDate"),
+    "the module is revoked": ({"module": [isv_level(6, "Revoked")]}, "Revoked"),
+}  # fmt: skip
+
+
+def launched(
+    levels: Sequence[dict[str, Any]] = (LATEST, BEFORE),
+    module: Sequence[dict[str, Any]] = MODULE_LEVELS,
+    more: Sequence[dict[str, Any]] = (),
+    now: tuple[int, int, int] = (7, 1, 9),
+    qe: str = "UpToDate",
+    body: str = "1.5",
+) -> tuple[bytes, bytes]:
+    """Quote and collateral: launched under module 1.6 and microcode 8; latest are 1.7 and 9; ``now`` runs by now."""
+    identities = [{**MODULE, "tcbLevels": list(module)}, *more]
+    info = tcb_info(tcbLevels=list(levels), tdxModuleIdentities=identities)
+    second = {"tee_tcb_svn2": bytes(now) + bytes(13)} if body == "1.5" else {}
+    quote = TdxPlatform(b"a", version=5, body=body).quote(DATA, **second)
+    return quote, collateral(tcb=info, qe=qe_identity(tcbLevels=[isv_level(4, qe)]))
+
+
+def _launched(code: str, **changes: Any) -> Case:
+    quote, given = launched(**changes)
+    return Case(code, lambda: quote, lambda: given)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
 
 # What a quote and its collateral are refused for, a row an item of the list that the platform is held to, for an
 # auditor to tick off; the rows at the end go beyond it. (The rest of the list is policy's: ``test_negatives``.)
@@ -410,6 +469,13 @@ ROWS: dict[str, dict[str, Case]] = {
         "module older than every level": _module("tdx_module_level", tcbLevels=[isv_level(7)]),
         "QE older than every level": _quote("qe_tcb_level", qe={"isv_svn": 3}),
         "no levels of the QE": _qe("qe_tcb_level", tcbLevels=[]),
+        "module of now unknown": _launched("tdx_module_unknown", now=(7, 4, 9)),
+        "module of now without levels": _launched(
+            "tdx_module_level", now=(2, 3, 9), more=[{**MODULE, "id": "TDX_03", "tcbLevels": []}]
+        ),
+        "module of now before 1.5, and old": _launched("tcb_level", now=(4, 0, 9)),
+        "microcode of now below every level": _launched("tcb_level", now=(7, 1, 7)),
+        "the report does not say what runs now": _launched("tcb_level", now=(0, 0, 0)),
     },
 }
 CASES: dict[str, Case] = {name: case for row in ROWS.values() for name, case in row.items()}
