@@ -52,6 +52,7 @@ _FAULTS: dict[str, frozenset[str]] = {
 }
 _STATUS = {faults: status for status, faults in _FAULTS.items()}
 STATUSES = tuple(_FAULTS)
+_SGX_DEBUG = 1 << 1  # of an enclave's ATTRIBUTES (Intel SDM, volume 3D)
 # What remains of being old where starting the trust domain again is all that it takes.
 _RELAUNCH = {
     "OutOfDate": "TDRelaunchAdvised",
@@ -183,6 +184,8 @@ def _decode(raw: bytes, kind: type[_T], name: str) -> _T:
 
 def qe_state(report: QeReport, identity: QeIdentity) -> TcbState:
     """The quoting enclave is Intel's, and its level. Raises VerificationFailed (``qe_*``)."""
+    if report.attributes[0] & _SGX_DEBUG:  # whatever the identity's mask leaves out
+        raise VerificationFailed("quoting enclave: in debug mode", code="qe_debug")
     for name, actual, expected, mask in (
         ("misc_select", report.misc_select, identity.misc_select, identity.misc_select_mask),
         ("attributes", report.attributes, identity.attributes, identity.attributes_mask),

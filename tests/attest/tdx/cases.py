@@ -406,7 +406,14 @@ ROWS: dict[str, dict[str, Case]] = {
     "QE attributes mismatch": {
         "QE with other attributes": _quote("qe_attributes", qe={"attributes": b"\x35" + bytes(15)}),
     },
-    "QE debug": {"QE in debug mode": _quote("qe_attributes", qe={"attributes": b"\x17" + bytes(15)})},
+    "QE debug": {
+        "QE in debug mode": _quote("qe_debug", qe={"attributes": b"\x17" + bytes(15)}),
+        "QE in debug mode, which its identity does not look at": Case(
+            "qe_debug",
+            lambda: V4.quote(DATA, qe={"attributes": b"\x17" + bytes(15)}),
+            lambda: collateral(qe=qe_identity(attributesMask="F9" + "FF" * 7 + "00" * 8)),
+        ),
+    },
     # -- levels --------------------------------------------------------------------------------------------------------
     "TDX module mrsignerseam mismatch": {
         "module of another signer": _module("tdx_module_mr_signer", mrsigner="01" * 48),
