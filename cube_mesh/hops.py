@@ -56,7 +56,7 @@ class Hop(HopHead):
         fixed = f"host: {host}\r\n"
         if api_key:
             fixed += f"authorization: Bearer {api_key}\r\n"
-        super().__init__(fixed.encode("ascii"), FROM_CLIENT, mesh)
+        super().__init__(fixed.encode("ascii"), FROM_CLIENT, mesh, pool)
         self.name = name
         self.pool = pool
         self.acquire: Callable[[], UpstreamConnection | Awaitable[UpstreamConnection]] = pool.acquire

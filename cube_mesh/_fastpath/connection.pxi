@@ -45,6 +45,9 @@ cdef class PoolCore:
 
     def acquire(self):
         """A connection ready for one request: a warm one at once, else an awaitable of a new one."""
+        return self._acquire()
+
+    cdef object _acquire(self):
         cdef UpstreamCore connection
         while self._idle:
             connection = self._idle.pop()
@@ -58,12 +61,16 @@ cdef class PoolCore:
 
     def release(self, UpstreamCore connection not None):
         """A connection is free for the next request, or closed when there are enough of them."""
+        self._release(connection)
+
+    cdef int _release(self, UpstreamCore connection) except -1:
         if len(self._idle) >= self.max_idle or connection.transport.is_closing():
             connection.deadline = NEVER
             connection.transport.close()
-            return
+            return 0
         connection.deadline = _clock(CLOCK_MONOTONIC) + self.idle_s
         self._idle.append(connection)
+        return 0
 
 
 cdef class UpstreamCore:
@@ -189,7 +196,7 @@ cdef class UpstreamCore:
         """The response is whole. Bytes beyond it, or a request still being sent, make the connection unfit for more."""
         self.handler = None
         if self.keep_alive and not surplus and not self._request_open:
-            self._pool.release(self)
+            self._pool._release(self)
         else:
             self.deadline = NEVER
             self.transport.abort()  # not close: what it has not taken of the request would be waited for
@@ -317,7 +324,10 @@ cdef class DownstreamCore:
         if target is None:
             self._no_target()
             return 0
-        connection = target.acquire()
+        if isinstance(target, HopHead) and (<HopHead>target)._pool is not None:
+            connection = (<HopHead>target)._pool._acquire()
+        else:
+            connection = target.acquire()
         if isinstance(connection, UpstreamCore):
             self._launch(exchange, connection, data, pos, end, length, True)
         else:
@@ -474,7 +484,11 @@ cdef class Ending:
     cdef bint _cut
 
     def __call__(self, error):
+        self._over(error)
+
+    cdef int _over(self, object error) except -1:
         if error is None:
             self._down._released(self._out, self._cut)
         else:
             self._down._not_audited(self._exchange, error)
+        return 0

@@ -8,6 +8,9 @@ from cube_mesh.ports import Grant as _Grant, Principal as _Principal
 cdef extern from "Python.h":
     object PyUnicode_New(Py_ssize_t size, unsigned int largest)
 
+cdef class PoolCore
+cdef class Ending
+
 cdef const char *HEX_DIGITS = b"0123456789abcdef"
 
 
@@ -120,9 +123,41 @@ cdef class TenantGate:
             return
         exchange.upstream_target = PyBytes_FromStringAndSize(<char *>p + end, total - end)
         rest = PyUnicode_DecodeASCII(<char *>p + end, path - end, NULL)
-        rows = self._exact.get(exchange.method)
-        found = None if rows is None else (<dict>rows).get(rest)
-        exchange.endpoint = found if found is not None else self._find(exchange.method, rest)
+        exchange.endpoint = _endpoint(self._exact, self._find, exchange.method, rest)
+
+
+cdef object _endpoint(dict exact, object find, str method, str path):
+    """The row of the endpoint table: ``exact`` by method and path, the others by ``find``."""
+    cdef object rows = exact.get(method), found = None if rows is None else (<dict>rows).get(path)
+    return found if found is not None else find(method, path)
+
+
+cdef class PeerGate:
+    """``peer``: the proxy that the handshake named speaks for a domain. ``_refusal`` says what is missing, ``_new``
+    makes the principal of a proxy that is not among ``principals``.
+    """
+
+    cdef readonly dict principals
+    cdef dict _exact
+    cdef object _find
+
+    def __init__(self, dict exact not None, find):
+        self.principals = {}
+        self._exact = exact
+        self._find = find
+
+    def enter(self, Exchange exchange not None):
+        cdef RequestHead head = <RequestHead?>exchange.head
+        cdef bytes domain = head._get(b"x-cube-domain", 13)
+        cdef object principal
+        if (not exchange.peer_id or domain is None or PyBytes_GET_SIZE(domain) != 36
+                or not _is_uuid(<bytes_ptr>PyBytes_AS_STRING(domain)) or head._count(b"x-cube-domain", 13) != 1):
+            raise self._refusal(exchange)
+        exchange.domain_id = PyUnicode_DecodeASCII(PyBytes_AS_STRING(domain), 36, NULL)
+        principal = self.principals.get(exchange.peer_id)
+        exchange.principal = principal if principal is not None else self._new(exchange.peer_id)
+        exchange.upstream_target = head.target
+        exchange.endpoint = _endpoint(self._exact, self._find, exchange.method, exchange.path)
 
 
 cdef class AdmissionCounts:
@@ -392,7 +427,10 @@ cdef class ChainCore:
                 else:
                     recording.then(rest)
                 return 0
-        done(refusal)
+        if type(done) is Ending:
+            (<Ending>done)._over(refusal)
+        else:
+            done(refusal)
         return 0
 
 
@@ -409,10 +447,25 @@ cdef class ChainRest:
     cdef object _done
 
     def __call__(self, error):
-        refusal = self._refusal
+        self._over(error)
+
+    cdef int _over(self, object error) except -1:
+        cdef object refusal = self._refusal
         if error is not None:
             refusal = self._chain._observer_failed(self._exchange, self._at - 1, error) or refusal
-        self._chain._leave(self._exchange, self._at, refusal, self._done)
+        return self._chain._leave(self._exchange, self._at, refusal, self._done)
+
+
+def settle(list waiting not None, refusal, failed):
+    """Tell all who wait for their event. ``failed(error)`` is told of a bug of one; it does not hold up the others."""
+    for done in waiting:
+        try:
+            if type(done) is ChainRest:
+                (<ChainRest>done)._over(refusal)
+            else:
+                done(refusal)
+        except Exception as error:
+            failed(error)
 
 
 cdef class HopHead:
@@ -421,9 +474,11 @@ cdef class HopHead:
     cdef bytes _fixed
     cdef FieldSet _drop
     cdef bint _mesh
+    cdef PoolCore _pool
     cdef LineBuffer _out
 
-    def __init__(self, bytes fixed not None, FieldSet drop not None, bint mesh):
+    def __init__(self, bytes fixed not None, FieldSet drop not None, bint mesh, PoolCore pool):
+        self._pool = pool
         self._fixed = fixed
         self._drop = drop
         self._mesh = mesh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from logging import getLogger
 
+from cube_mesh import _fastpath
 from cube_mesh.errors import DependencyError
 from cube_mesh.ports import Done
 from cube_mesh.text import describe
@@ -52,8 +53,8 @@ class Outcome:
 
 def settle(waiting: list[Done], refusal: DependencyError | None) -> None:
     """Tell everyone; a bug of one does not hold up the others."""
-    for done in waiting:
-        try:
-            done(refusal)
-        except Exception as error:
-            _log.error("an exchange could not be finished: %s", describe(error))
+    _fastpath.settle(waiting, refusal, _not_finished)
+
+
+def _not_finished(error: Exception) -> None:
+    _log.error("an exchange could not be finished: %s", describe(error))
