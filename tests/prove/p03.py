@@ -97,7 +97,7 @@ def attach(full: bool, scratch: Path) -> Held:
     found, command = _bench(scratch, "atls", full, *arguments)
     row = next((name for name in found.get("rows", {}) if "attached" in name), "")
     ratios = found["rows"][row]["ratio"] if row else {}
-    cpu = [ratio for kind, ratio in ratios.items() if "cpu" in kind]
+    cpu = [ratio for kind, ratio in ratios.items() if kind.endswith("_us")]
     met = bool(cpu) and max(cpu) <= ATTACH_RATIO
     return Held(met or not full, {"ratios": ratios, **found}, command)
 
