@@ -28,7 +28,7 @@ _ZERO = uuid.UUID(int=0)
 def parse_table(raw: bytes) -> dict[uuid.UUID, bytes]:
     """The table's entries by GUID. Raises MalformedEvidence: no end, an entry outside of the table, a GUID twice."""
     if len(raw) > MAX_TABLE_BYTES:
-        raise MalformedEvidence(f"certificate table of {len(raw)} bytes is above {MAX_TABLE_BYTES}")
+        raise MalformedEvidence(f"certificate table of {len(raw)} bytes is above {MAX_TABLE_BYTES}", code="oversize")
     entries: dict[uuid.UUID, bytes] = {}
     for at in range(0, _MAX_ENTRIES * _ENTRY, _ENTRY):
         entry = raw[at : at + _ENTRY]

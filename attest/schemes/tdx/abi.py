@@ -123,7 +123,9 @@ class _Reader:
 
     def take(self, size: int, maximum: int | None = None) -> bytes:
         end = self.at + size
-        if end > len(self._raw) or (maximum is not None and size > maximum):
+        if maximum is not None and size > maximum:
+            raise MalformedEvidence(f"TDX quote: {size} bytes at {self.at} are above {maximum}", code="oversize")
+        if end > len(self._raw):
             raise MalformedEvidence(f"TDX quote: {size} bytes wanted at {self.at} of {len(self._raw)}")
         self.at, start = end, self.at
         return self._raw[start:end]
@@ -138,7 +140,7 @@ class _Reader:
 def parse_quote(raw: bytes) -> Quote:
     """A quote's fields, unverified. Raises MalformedEvidence, for SGX and other key types by codes of their own."""
     if len(raw) > MAX_QUOTE_BYTES:
-        raise MalformedEvidence(f"TDX quote of {len(raw)} bytes is above {MAX_QUOTE_BYTES}")
+        raise MalformedEvidence(f"TDX quote of {len(raw)} bytes is above {MAX_QUOTE_BYTES}", code="oversize")
     reader = _Reader(raw)
     header = reader.take(_HEADER_BYTES)
     version = _check_header(header)

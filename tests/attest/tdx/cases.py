@@ -438,7 +438,9 @@ ROWS: dict[str, dict[str, Case]] = {
     "status unknown": {"unknown status": _info("tcb_status_unknown", tcbLevels=[tcb_level("Fine")])},
     # -- beyond the list -----------------------------------------------------------------------------------------------
     "form, beyond the list": {
-        "authentication data enormous": _quote("malformed_evidence", auth_data=bytes(2_000)),
+        "authentication data enormous": _quote("oversize", auth_data=bytes(2_000)),
+        "chain enormous": _quote("oversize", chain=b"x" * 20_000),
+        "padding enormous": _quote("oversize", trailing=bytes(40_000)),
         "15 components": _info("malformed_collateral", tcbLevels=[tcb_level(sgx=(0,) * 15)]),
         "date without a zone": _info("malformed_collateral", issueDate="2024-01-01T00:00:00"),
         "QE identity without a signer": _qe("malformed_collateral", mrsigner=None),

@@ -37,7 +37,7 @@ ONE = b"\x01" + bytes(47)
 ONE_RTMR = replace(RULES, rtmrs=(0,))
 # Not readable as evidence, which the command line tells from refused.
 MALFORMED = {
-    "malformed_evidence", "malformed_certificate", "malformed_crl", "malformed_collateral", "pck_extension",
+    "malformed_evidence", "oversize", "malformed_certificate", "malformed_crl", "malformed_collateral", "pck_extension",
     "tdx_version", "tdx_body_type", "tdx_tee_type", "tdx_key_type", "tdx_certification_type", "tdx_trailing",
     "tcb_info_kind", "qe_identity_kind",
 }  # fmt: skip
