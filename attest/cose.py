@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
 
 from attest.codec import cbor_encode
 from attest.errors import MalformedEvidence, VerificationFailed
@@ -52,7 +52,7 @@ class Signed(msgspec.Struct, frozen=True):
 def cbor_read(raw: bytes) -> Any:
     """The one value in ``raw``; MalformedEvidence for anything else."""
     if len(raw) > MAX_BYTES:
-        raise MalformedEvidence(f"CBOR: above {MAX_BYTES} bytes")
+        raise MalformedEvidence(f"CBOR: above {MAX_BYTES} bytes", code="oversize")
     value, end = _read(raw, 0, 0)
     if end != len(raw):
         raise MalformedEvidence(f"CBOR: {len(raw) - end} trailing bytes")
@@ -115,7 +115,7 @@ def load_trust_key(pem: bytes) -> PublicKey:
     try:
         is_certificate = b"BEGIN CERTIFICATE" in pem
         key = load_pem_x509_certificate(pem).public_key() if is_certificate else load_pem_public_key(pem)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm, InvalidVersion):
         raise MalformedEvidence("the trust key is neither a public key nor a certificate in PEM") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         return key

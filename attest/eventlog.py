@@ -43,6 +43,7 @@ SHA1 = 0x0004
 _HASHES = {SHA1: "sha1", 0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
 _SIZES = {SHA1: 20, 0x000B: 32, 0x000C: 48, 0x000D: 64, 0x0012: 32}  # SM3: read, never replayed
 _SPEC_ID, _STARTUP_LOCALITY = b"Spec ID Event03\x00", b"StartupLocality\x00"
+_SEPARATORS = (bytes(4), b"\xff" * 4, b"\x01\x00\x00\x00")  # §10.4.1, the last one after an error
 # Events whose digest is the hash of their data as logged (§10.4.1); of others the data describes what was hashed.
 _DATA_IS_MEASURED = {EV_SEPARATOR, EV_ACTION, EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_GPT_EVENT, EV_EFI_ACTION}
 _GLOBAL_VARIABLE = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
@@ -65,6 +66,10 @@ class EventLog(msgspec.Struct, frozen=True):
     locality: int = 0
 
 
+def _malformed(what: str, code: str = "malformed_event_log") -> MalformedEvidence:
+    return MalformedEvidence(f"event log: {what}", code=code)
+
+
 class _Reader:
     __slots__ = ("_at", "_raw")
 
@@ -74,7 +79,7 @@ class _Reader:
     def take(self, length: int) -> bytes:
         end = self._at + length
         if end > len(self._raw):
-            raise MalformedEvidence("event log: truncated")
+            raise _malformed("truncated, or a size above what is left", "event_log_truncated")
         data = self._raw[self._at : end]
         self._at = end
         return data
@@ -92,18 +97,18 @@ class _Reader:
         if fill not in (b"\x00", b"\xff") or self._raw[self._at : self._at + min(left, 8)].strip(fill):
             return False
         if self._raw.count(fill, self._at) != left:
-            raise MalformedEvidence("event log: bytes after its padding")
+            raise _malformed("bytes after its padding")
         return True
 
 
 def parse_event_log(raw: bytes) -> EventLog:
     """A log in crypto-agile form, or in the older one of SHA-1 digests only, as its first event tells.
 
-    Raises MalformedEvidence: too large, truncated, an algorithm that the header does not declare, a digest count that
-    is not the header's, a second header, bytes after the padding.
+    Raises MalformedEvidence: too large (``oversize``), truncated (``event_log_truncated``), other digests than the
+    header declares (``event_log_digests``), a second header, bytes after the padding (``malformed_event_log``).
     """
     if len(raw) > MAX_LOG_BYTES:
-        raise MalformedEvidence(f"event log of {len(raw)} bytes is above {MAX_LOG_BYTES}")
+        raise _malformed(f"{len(raw)} bytes are above {MAX_LOG_BYTES}", "oversize")
     reader = _Reader(raw)
     first = _legacy_event(reader)
     agile = first.type == EV_NO_ACTION and first.data.startswith(_SPEC_ID)
@@ -111,7 +116,7 @@ def parse_event_log(raw: bytes) -> EventLog:
     events = [] if agile else [first]
     while not reader.at_padding():
         if len(events) == MAX_EVENTS:
-            raise MalformedEvidence(f"event log of more than {MAX_EVENTS} events")
+            raise _malformed(f"more than {MAX_EVENTS} events", "oversize")
         events.append(_agile_event(reader, sizes) if agile else _legacy_event(reader))
     return EventLog(tuple(sizes), tuple(events), _locality(events))
 
@@ -126,7 +131,7 @@ def _legacy_event(reader: _Reader) -> Event:
 def _index(reader: _Reader) -> int:
     index = reader.uint(4)
     if index > MAX_INDEX and index != 0xFFFFFFFF:  # some firmware logs EV_NO_ACTION to no register
-        raise MalformedEvidence(f"event log: register {index}")
+        raise _malformed(f"register {index}")
     return index
 
 
@@ -136,11 +141,11 @@ def _declared(data: bytes) -> dict[int, int]:
     reader.take(24)  # signature, platform class, versions, uintn size
     count = reader.uint(4)
     if not 1 <= count <= MAX_ALGORITHMS:
-        raise MalformedEvidence(f"event log: {count} algorithms")
+        raise _malformed(f"{count} algorithms", "event_log_digests")
     pairs = [(reader.uint(2), reader.uint(2)) for _ in range(count)]
     sizes = dict(pairs)
     if len(sizes) != count or any(_SIZES.get(alg) != size for alg, size in pairs):
-        raise MalformedEvidence("event log: algorithms declared twice, unknown or with a wrong digest size")
+        raise _malformed("algorithms declared twice, unknown or with a wrong digest size", "event_log_digests")
     return sizes
 
 
@@ -148,16 +153,16 @@ def _agile_event(reader: _Reader, sizes: dict[int, int]) -> Event:
     """TCG_PCR_EVENT2 (§10.2.2)."""
     index, kind, count = _index(reader), reader.uint(4), reader.uint(4)
     if count != len(sizes):
-        raise MalformedEvidence(f"event log: an event with {count} digests where {len(sizes)} are declared")
+        raise _malformed(f"an event with {count} digests where {len(sizes)} are declared", "event_log_digests")
     digests: dict[int, bytes] = {}
     for _ in range(count):
         alg = reader.uint(2)
         if alg not in sizes or alg in digests:
-            raise MalformedEvidence(f"event log: digest of algorithm {alg:#06x} undeclared or twice")
+            raise _malformed(f"digest of algorithm {alg:#06x} undeclared or twice", "event_log_digests")
         digests[alg] = reader.take(sizes[alg])
     data = reader.take(reader.uint(4))
     if kind == EV_NO_ACTION and data.startswith(_SPEC_ID):
-        raise MalformedEvidence("event log: a second header")
+        raise _malformed("a second header")
     return Event(index, kind, digests, data)
 
 
@@ -168,7 +173,7 @@ def _locality(events: Iterable[Event]) -> int:
     for event in events:
         if event.type == EV_NO_ACTION and event.data.startswith(_STARTUP_LOCALITY):
             if measured or found or len(event.data) != 17 or event.data[16] not in (0, 3, 4):
-                raise MalformedEvidence("event log: StartupLocality twice, late or out of range")
+                raise _malformed("StartupLocality twice, late or out of range")
             found = event.data[16]
         elif event.index == 0 and event.type != EV_NO_ACTION:
             measured = True
@@ -183,7 +188,7 @@ def replay(log: EventLog, bank: int) -> dict[int, bytes]:
     """
     name = _HASHES.get(bank)
     if name is None or bank not in log.algorithms:
-        raise MalformedEvidence(f"event log: no digests of algorithm {bank:#06x}")
+        raise _malformed(f"no digests of algorithm {bank:#06x}", "event_log_bank")
     size = _SIZES[bank]
     values: dict[int, bytes] = {}
     for event in log.events:
@@ -206,9 +211,18 @@ def unmatched_data(log: EventLog, bank: int) -> tuple[int, ...]:
     )
 
 
-def separators(log: EventLog, index: int) -> int:
-    """How many EV_SEPARATOR events a register has: firmware writes exactly one into each of PCR 0 to 7."""
-    return sum(event.type == EV_SEPARATOR and event.index == index for event in log.events)
+def separators(log: EventLog, index: int, bank: int) -> tuple[int, ...]:
+    """Positions of a register's separators: firmware writes exactly one into each of PCR 0 to 7.
+
+    Known by type *or* digest. Nobody signs an event's type, so one that goes by another name must not be overlooked.
+    """
+    digests = {hashlib.new(_HASHES[bank], value).digest() for value in _SEPARATORS}
+    return tuple(
+        position
+        for position, event in enumerate(log.events)
+        if event.index == index and event.type != EV_NO_ACTION
+        if event.type == EV_SEPARATOR or event.digests[bank] in digests
+    )
 
 
 def exited_boot_services(log: EventLog) -> bool:
@@ -216,13 +230,15 @@ def exited_boot_services(log: EventLog) -> bool:
     return any(event.type == EV_EFI_ACTION and event.data == EXIT_BOOT_SERVICES for event in log.events)
 
 
-def secure_boot(log: EventLog, index: int) -> bool | None:
-    """Value of the first UEFI variable SecureBoot measured into register ``index`` (PCR 7, in a CCEL 1), None when none
-    was. The data is the host's word until replay and :func:`unmatched_data` have proven it.
+def secure_boot(log: EventLog, index: int, bank: int) -> bool | None:
+    """Value of the first UEFI variable SecureBoot measured into register ``index`` (PCR 7, in a CCEL 1) before its
+    separator, None when none was: behind it, an operating system may measure what it likes. The data is the host's word
+    until replay and :func:`unmatched_data` have proven it.
     """
     name = "SecureBoot".encode("utf-16-le")
     head = _GLOBAL_VARIABLE + len("SecureBoot").to_bytes(8, "little")
-    for event in log.events:
+    end = next(iter(separators(log, index, bank)), 0)
+    for event in log.events[:end]:
         named = event.data[:24] == head and event.data[32:52] == name
         if event.index == index and event.type == EV_EFI_VARIABLE_DRIVER_CONFIG and named:
             return event.data[24:32] == (1).to_bytes(8, "little") and event.data[52:] == b"\x01"

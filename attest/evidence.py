@@ -87,7 +87,7 @@ def decode_evidence(raw: bytes) -> Evidence:
     Raises MalformedEvidence. Nothing is verified.
     """
     if len(raw) > MAX_EVIDENCE_BYTES:
-        raise MalformedEvidence(f"evidence of {len(raw)} bytes is above {MAX_EVIDENCE_BYTES}")
+        raise MalformedEvidence(f"evidence of {len(raw)} bytes is above {MAX_EVIDENCE_BYTES}", code="oversize")
     members = cbor_decode(raw)
     if not isinstance(members, dict) or members.pop("__cmwc_t", None) != COLLECTION_TYPE:
         raise MalformedEvidence("not a cube-mesh evidence collection")

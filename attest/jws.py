@@ -89,9 +89,14 @@ def decode_base64url(raw: bytes, what: str) -> bytes:
 
 
 def load_json(raw: bytes, what: str) -> dict[str, Any]:
-    """A JSON object without duplicate members, NaN or infinity; else MalformedEvidence. The caller bounds its size."""
+    """A JSON object without duplicate members, NaN, infinity, or text that is no Unicode; else MalformedEvidence. The
+    caller bounds its size.
+    """
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+        text = raw.decode()
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise MalformedEvidence(f"{what}: {error or 'not JSON'}") from None
     if not isinstance(value, dict):
@@ -117,13 +122,13 @@ def parse_token(raw: bytes) -> Token:
     """
     raw = raw.strip()
     if len(raw) > MAX_TOKEN_BYTES:
-        raise MalformedEvidence(f"token of {len(raw)} bytes is above {MAX_TOKEN_BYTES}")
+        raise MalformedEvidence(f"token of {len(raw)} bytes is above {MAX_TOKEN_BYTES}", code="oversize")
     pieces = raw.split(b".")
     if len(pieces) != 3 or not all(pieces[:2]):
         raise MalformedEvidence("token: not three parts")
     header = load_json(decode_base64url(pieces[0], "token header"), "token header")
     if "crit" in header or "b64" in header:
-        raise UnsupportedEvidence("token header has critical extensions", code="token_header")
+        raise MalformedEvidence("token header has critical extensions", code="token_header")
     payload, signature = decode_base64url(pieces[1], "token payload"), decode_base64url(pieces[2], "token signature")
     return Token(header, payload, pieces[0] + b"." + pieces[1], signature)
 
@@ -135,7 +140,7 @@ def parse_jwks(raw: bytes) -> tuple[Jwk, ...]:
     types, or for encryption, are left out. Raises MalformedEvidence, also for a set without any usable key.
     """
     if len(raw) > MAX_JWKS_BYTES:
-        raise MalformedEvidence(f"key set of {len(raw)} bytes is above {MAX_JWKS_BYTES}")
+        raise MalformedEvidence(f"key set of {len(raw)} bytes is above {MAX_JWKS_BYTES}", code="oversize")
     items = load_json(raw, "key set").get("keys")
     if not isinstance(items, list) or not 1 <= len(items) <= MAX_KEYS:
         raise MalformedEvidence(f"key set: not 1 to {MAX_KEYS} keys")
@@ -165,8 +170,8 @@ def _from_x5c(x5c: Any) -> PublicKey:
 def _from_numbers(item: dict[str, Any]) -> PublicKey:
     if item["kty"] == "RSA":
         return rsa_key(_number(item, "n"), _number(item, "e"))
-    curves: dict[Any, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
-    curve = curves.get(item.get("crv"))
+    curves: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-384": ec.SECP384R1(), "P-521": ec.SECP521R1()}
+    curve = curves.get(str(item.get("crv")))
     if curve is None:
         raise MalformedEvidence("key set: unknown curve")
     try:

@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[bytes, bytes, str]] = {
     "bits beyond the end": (_part(GOOD, 1, b"e31"), KEYS, "malformed_evidence"),
     "length that base64 cannot have": (_part(GOOD, 1, b"e30aa"), KEYS, "malformed_evidence"),
     "line break inside": (_part(GOOD, 1, b"e3\n0"), KEYS, "malformed_evidence"),
-    "oversize": (b"a" * (MAX_TOKEN_BYTES + 1), KEYS, "malformed_evidence"),
+    "oversize": (b"a" * (MAX_TOKEN_BYTES + 1), KEYS, "oversize"),
     "empty": (b"", KEYS, "malformed_evidence"),
     "jku and jwk of an attacker": (sign(CLAIMS, OTHER, jku="https://evil.example", jwk=jwk(OTHER)), KEYS, "signature"),
 }

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from attest.errors import MalformedEvidence, UnsupportedEvidence
+from attest.errors import MalformedEvidence
 from attest.jws import decode_base64url, load_json, rsa_key
 
 __all__ = ["AK", "EK", "HclReport", "RuntimeClaims", "parse_claims", "parse_hcl"]
@@ -46,24 +46,27 @@ class RuntimeClaims(msgspec.Struct, frozen=True):
 
 
 def parse_hcl(raw: bytes) -> HclReport:
-    """Sizes, types and padding, each exact. Raises MalformedEvidence, or UnsupportedEvidence for an unknown version,
-    report type or hash (``hcl_version``, ``hcl_report_type``, ``hcl_hash_type``).
+    """Sizes, types and padding, each exact. Raises MalformedEvidence (sizes: ``oversize``, ``hcl_size``), or
+    UnsupportedEvidence for an unknown version, report type or hash (``hcl_version``, ``hcl_report_type``,
+    ``hcl_hash_type``).
     """
-    if not CLAIMS_OFFSET < len(raw) <= MAX_HCL_BYTES or raw[:4] != b"HCLA":
+    if len(raw) > MAX_HCL_BYTES:
+        raise MalformedEvidence(f"HCL report: {len(raw)} bytes are above {MAX_HCL_BYTES}", code="oversize")
+    if len(raw) <= CLAIMS_OFFSET or raw[:4] != b"HCLA":
         raise MalformedEvidence(f"HCL report: {len(raw)} bytes, or another signature than HCLA")
     version, report_size, request_type, status = _words(raw, 4, 4)
     data_size, data_version, report_type, hash_type, claims_length = _words(raw, 1216, 5)
     if version not in (1, 2) or data_version != 1:
-        raise UnsupportedEvidence(f"HCL report version {version}, claims {data_version}", code="hcl_version")
+        raise MalformedEvidence(f"HCL report version {version}, claims {data_version}", code="hcl_version")
     if (request_type, status) != (_REQUEST_TYPE, 0) or any(raw[20:HARDWARE_OFFSET]):
         raise MalformedEvidence("HCL report: request type, status or reserved bytes")
     if report_type not in _KINDS:
-        raise UnsupportedEvidence(f"HCL report type {report_type}", code="hcl_report_type")
+        raise MalformedEvidence(f"HCL report type {report_type}", code="hcl_report_type")
     if hash_type not in _HASHES:
-        raise UnsupportedEvidence(f"HCL hash type {hash_type}", code="hcl_hash_type")
+        raise MalformedEvidence(f"HCL hash type {hash_type}", code="hcl_hash_type")
     end = CLAIMS_OFFSET + claims_length
     if not claims_length or end > len(raw) or report_size != end or data_size != claims_length + 20:
-        raise MalformedEvidence("HCL report: its sizes contradict each other or the buffer")
+        raise MalformedEvidence("HCL report: its sizes contradict each other or the buffer", code="hcl_size")
     if any(raw[end:]):
         raise MalformedEvidence("HCL report: bytes after the claims")
     hardware = raw[HARDWARE_OFFSET : HARDWARE_OFFSET + HARDWARE_BYTES]
@@ -75,11 +78,14 @@ def _words(raw: bytes, offset: int, count: int) -> list[int]:
 
 
 def parse_claims(raw: bytes) -> RuntimeClaims:
-    """The runtime claims as fields: exactly one AK. Call it after the hash has been compared; MalformedEvidence."""
+    """The runtime claims as fields: exactly one AK (``ak_missing``). Call it after the hash has been compared.
+
+    Raises MalformedEvidence.
+    """
     claims = load_json(raw, "runtime claims")
     ak = _key(claims, AK)
     if ak is None:
-        raise MalformedEvidence("runtime claims: no HCLAkPub")
+        raise MalformedEvidence("runtime claims: no HCLAkPub", code="ak_missing")
     configuration = claims.get("vm-configuration", {})
     if not isinstance(configuration, dict):
         raise MalformedEvidence("runtime claims: vm-configuration is no object")

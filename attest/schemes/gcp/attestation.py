@@ -28,7 +28,7 @@ class Attestation(msgspec.Struct, frozen=True):
 def parse_attestation(raw: bytes) -> Attestation:
     """The message's parts, unverified. Raises MalformedEvidence."""
     if len(raw) > MAX_ATTESTATION_BYTES:
-        raise MalformedEvidence(f"attestation of {len(raw)} bytes is above {MAX_ATTESTATION_BYTES}")
+        raise MalformedEvidence(f"attestation of {len(raw)} bytes is above {MAX_ATTESTATION_BYTES}", code="oversize")
     fields = fields_of(raw)
     ak_public, quotes = one(fields, 1), fields.get(2, [])
     if not 1 <= len(quotes) <= _MAX_QUOTES:

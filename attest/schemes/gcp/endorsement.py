@@ -74,7 +74,7 @@ def verify_endorsement(raw: bytes, roots: Sequence[x509.Certificate], now: float
     VerificationFailed (``untrusted_chain``, ``signature``) or Stale.
     """
     if len(raw) > MAX_ENDORSEMENT_BYTES:
-        raise MalformedEvidence(f"endorsement of {len(raw)} bytes is above {MAX_ENDORSEMENT_BYTES}")
+        raise _oversize(raw)
     envelope = fields_of(raw)
     golden, signature = one(envelope, 1), one(envelope, 2)
     fields = fields_of(golden)
@@ -96,8 +96,12 @@ def verify_endorsement(raw: bytes, roots: Sequence[x509.Certificate], now: float
 def read_unverified(raw: bytes) -> Endorsement:
     """The content without any verification, for showing; ``expires`` is 0. Raises MalformedEvidence."""
     if len(raw) > MAX_ENDORSEMENT_BYTES:
-        raise MalformedEvidence(f"endorsement of {len(raw)} bytes is above {MAX_ENDORSEMENT_BYTES}")
+        raise _oversize(raw)
     return _endorsement(fields_of(one(fields_of(raw), 1)), 0.0)
+
+
+def _oversize(raw: bytes) -> MalformedEvidence:
+    return MalformedEvidence(f"endorsement of {len(raw)} bytes is above {MAX_ENDORSEMENT_BYTES}", code="oversize")
 
 
 def _bundle(pem: bytes) -> list[x509.Certificate]:

@@ -122,7 +122,7 @@ class _Reader:
 
     def __init__(self, raw: bytes, what: str) -> None:
         if len(raw) > MAX_STRUCTURE_BYTES:
-            raise MalformedEvidence(f"{what}: {len(raw)} bytes")
+            raise MalformedEvidence(f"{what}: {len(raw)} bytes are above {MAX_STRUCTURE_BYTES}", code="oversize")
         self._raw, self._at, self._what = raw, 0, what
 
     def take(self, length: int) -> bytes:

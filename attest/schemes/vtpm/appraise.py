@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from attest.errors import Mismatch
-from attest.eventlog import exited_boot_services, secure_boot
+from attest.eventlog import exited_boot_services
 from attest.rules import Table, require, require_if_listed, require_one_of
 from attest.schemes.vtpm.eventlog import VerifiedLog
 from attest.schemes.vtpm.verify import VerifiedQuote
@@ -88,7 +88,7 @@ def _events(index: int, allowed: tuple[str, ...], rules: Rules, log: VerifiedLog
 def _log(rules: Rules, log: VerifiedLog | None) -> tuple[Mismatch, ...]:
     if log is None:
         return require(not rules.needs_log, "event_log_missing", "eventlog", "an event log", "none")
-    secure = secure_boot(log.proven, 7) is True
+    secure = log.secure_boot
     left = exited_boot_services(log.proven)
     open_ended = [i for i in log.unseparated if i in rules.pcrs and not rules.unsafe_allow_no_separator]
     return (
@@ -123,5 +123,5 @@ def log_claims_of(log: VerifiedLog) -> dict[str, str]:
     """Claims that the replayed log adds."""
     claims = {"eventlog.bank": log.bank, "eventlog.pcrs": ", ".join(map(str, log.covered))}
     if 7 in log.covered:
-        claims["eventlog.secure_boot"] = str(secure_boot(log.proven, 7) is True).lower()
+        claims["eventlog.secure_boot"] = str(log.secure_boot).lower()
     return claims | {"eventlog.exit_boot_services": str(exited_boot_services(log.proven)).lower()}

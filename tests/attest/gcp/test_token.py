@@ -12,7 +12,7 @@ from attest.jws import parse_jwks
 from attest.schemes.gcp.appraise import ReferenceValues, Rules, appraise_token, claims_of
 from attest.schemes.gcp.token import VerifiedSpaceToken, verify_oidc_token, verify_pki_token
 from attest.testkit.gcp import root, signer_certificate
-from attest.testkit.tokens import fixed_key, jwks, sign, space_claims, x5c
+from attest.testkit.tokens import jwks, sign, space_claims, x5c
 
 NOW = 1_800_000_000.0
 NONCE = b"0123456789abcdef"
@@ -51,24 +51,8 @@ def test_accepted() -> None:
 
 
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "alg none": (sign(_claims(), alg="none", signature=b""), "token_alg"),
-    "HS256": (sign(_claims(), alg="HS256", signature=b"x"), "token_alg"),
-    "another key": (sign(_claims(), fixed_key("service-other")), "signature"),
-    "unknown kid": (sign(_claims(), kid="k2"), "kid_unknown"),
-    "jku": (sign(_claims(), jku="https://confidentialcomputing.googleapis.com/x"), "jku_foreign"),
-    "jwk": (sign(_claims(), jwk={}), "jku_foreign"),
-    "issuer with a suffix": (sign(_claims(iss="https://confidentialcomputing.googleapis.com.evil")), "issuer"),
-    "no issuer": (sign(_claims(iss=None)), "issuer"),
-    "expired": (sign(_claims(nbf=NOW - 3600, exp=NOW)), "token_expired"),
-    "not yet valid": (sign(_claims(nbf=NOW + 1)), "token_not_yet_valid"),
     "lives two hours": (sign(_claims(exp=NOW + 7200)), "token_lifetime"),
-    "another audience": (sign(_claims(aud="https://other.example")), "audience"),
-    "audience list": (sign(_claims(aud=[AUDIENCE])), "audience"),
-    "no audience": (sign(_claims(aud=None)), "audience"),
     "audience empty": (sign(_claims(aud="")), "audience"),
-    "nonce absent": (sign(_claims(eat_nonce=None)), "nonce_mismatch"),
-    "nonce reversed": (sign(_claims(eat_nonce=NONCE[::-1].decode())), "nonce_mismatch"),
-    "nonce prefix": (sign(_claims(eat_nonce=NONCE[:-1].decode())), "nonce_mismatch"),
     "nonce number": (sign(_claims(eat_nonce=1)), "malformed_evidence"),
     "seven nonces": (sign(_claims(eat_nonce=[NONCE.decode()] * 7)), "malformed_evidence"),
 }
@@ -92,9 +76,6 @@ def test_an_audience_is_needed_even_where_nobody_compares_it() -> None:
 
 CHAINS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "Google's root does not know it": ({"x5c": x5c(signer_certificate(), root())}, {"roots": None}, "untrusted_chain"),
-    "self-made root": ({"x5c": x5c(signer_certificate(signer=fixed_key()), root(fixed_key()))}, {}, "untrusted_chain"),
-    "leaf expired": ({"x5c": x5c(signer_certificate(end=NOW - 1))}, {}, "certificate_expired"),
-    "leaf of another key": ({"x5c": x5c(signer_certificate(fixed_key("vtpm-ak")))}, {}, "signature"),
     "no certificates": ({}, {}, "x5c_missing"),
 }
 
@@ -109,28 +90,14 @@ def test_pki_chains(name: str) -> None:
 
 C, G, P = "submods/container/", "submods/gce/", "submods/confidential_space"
 MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
-    "debug image": ({"dbgstat": "enabled"}, "debug"),
-    "debug unsaid": ({"dbgstat": None}, "debug"),
-    "not Confidential Space": ({"swname": "GCE"}, "swname"),
-    "plain SEV": ({"hwmodel": "GCP_AMD_SEV"}, "hardware"),
     "hardware unsaid": ({"hwmodel": None}, "hardware"),
-    "no secure boot": ({"secboot": False}, "secure_boot"),
     "secure boot as text": ({"secboot": "true"}, "secure_boot"),
-    "not stable": ({P + "/support_attributes": ["USABLE"]}, "support_attributes"),
     "support unsaid": ({P: None}, "support_attributes"),
     "support is text": ({P + "/support_attributes": "STABLE"}, "support_attributes"),
-    "old image": ({"swversion": ["240900"]}, "swversion"),
     "version of words": ({"swversion": ["new"]}, "swversion"),
     "two versions": ({"swversion": ["251001", "1"]}, "swversion"),
-    "another container": ({C + "image_digest": "sha256:" + "00" * 32}, "image"),
     "container unsaid": ({"submods/container": None}, "image"),
-    "restarts": ({C + "restart_policy": "Always"}, "restart_policy"),
-    "environment": ({C + "env_override": {"A": "1", "B": "2"}}, "env_override"),
     "environment is a list": ({C + "env_override": []}, "env_override"),
-    "arguments": ({C + "args": ["/app", "--debug"]}, "arguments"),
-    "project": ({G + "project_id": "q"}, "project"),
-    "zone": ({G + "zone": "moon"}, "zone"),
-    "instance": ({G + "instance_id": "43"}, "instance"),
     "one foreign account": ({"google_service_accounts": ["w@p.iam.gserviceaccount.com", "x"]}, "service_account"),
     "no account": ({"google_service_accounts": None}, "service_account"),
 }
