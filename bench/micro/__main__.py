@@ -16,7 +16,8 @@ from statistics import median, quantiles
 from typing import Any
 
 from bench import report
-from bench.micro.cases import Case, all_cases, clock_ns
+from bench.micro.case import Case
+from bench.micro.cases import all_cases, clock_ns
 
 SLICE_NS = 4_000_000  # of one case in one round
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(cases: Sequence[Case], rounds: int) -> dict[str, dict[str, Any]]:
-    """Each case's median ns, its noise, and its ratio to the case it names."""
+    """Each case's median ns, its noise, its ratio to the case it names, and whether that keeps its bar."""
     calls = {case.name: _calls(case) for case in cases}
     times: dict[str, list[float]] = {case.name: [] for case in cases}
     gc.collect()
@@ -58,6 +59,9 @@ def measure(cases: Sequence[Case], rounds: int) -> dict[str, dict[str, Any]]:
         if case.against in times:
             ratios = [a / b for a, b in zip(times[case.name], times[case.against], strict=True)]
             rows[case.name] |= {"against": case.against, "ratio": round(median(ratios), 3)}
+        figure = rows[case.name].get("ratio" if case.against else "ns")
+        if case.bar and figure is not None:
+            rows[case.name] |= {"bar": case.bar, "held": figure <= case.bar}
     return rows
 
 
@@ -70,10 +74,11 @@ def _calls(case: Case) -> int:
 
 
 def table(result: dict[str, Any]) -> str:
-    rows = [["", "median ns", "noise", "ratio", "to"]]
+    rows = [["", "median ns", "noise", "ratio", "bar", "to"]]
     for name, row in result["rows"].items():
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
-        rows.append([name, f"{row['ns']:,.0f}", f"{row['noise']:.0%}", ratio, row.get("against", "")])
+        bar = f"{row['bar']:,g}{'' if row['held'] else ' MISSED'}" if "bar" in row else ""
+        rows.append([name, f"{row['ns']:,.0f}", f"{row['noise']:.0%}", ratio, bar, row.get("against", "")])
     return "\n".join([report.headline(result), "", *report.columns(rows)])
 
 

@@ -1,4 +1,4 @@
-"""What is measured: a name, a call, and the case that it is compared with."""
+"""What is measured; evidence has a file of its own."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 import h11
 import msgspec
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from attest.attester import evidence_for
-from attest.binding import Claims, Expected, Phase, Role, check_binding, data_hash, encode_claims
-from attest.policy import first_report_policy
-from attest.testkit.snp import SimulatedSnpCollector
-from attest.testkit.tpm import SoftwareTpm
-from attest.verifier import Verifier
-from bench.micro.evidence import snp_cases, tdx_cases
+from bench.micro.case import Case
+from bench.micro.evidence import evidence_cases
 from bench.micro.parse import CORPUS, Server
 from cube_mesh._fastpath import scan_request
 from cube_mesh.audit.event import EventWriter
@@ -31,24 +23,12 @@ from cube_mesh.settings import RouteMatch, RouteRule
 from tests.middleware import fakes
 
 
-class Case(NamedTuple):
-    """``per``: how many operations one call is. ``against``: the case whose time this one is given as a ratio of."""
-
-    name: str
-    call: Callable[[], object]
-    against: str = ""
-    per: int = 1
-
-
 def all_cases() -> Iterator[Case]:
     yield from _parse()
     yield from _bodies()
     yield from _match()
     yield from _chain()
-    yield from _binding()
-    yield from _verify()
-    for name, call, against in (*snp_cases(), *tdx_cases()):
-        yield Case(name, call, against)
+    yield from evidence_cases()
 
 
 # -- HTTP --
@@ -133,44 +113,6 @@ def _chain() -> Iterator[Case]:
     yield Case("the whole chain, without I/O", run)
     yield Case("encode an audit event", lambda: writer.line(done))
     yield Case("count an exchange in the metrics", partial(mesh.numbers.observe, done))
-
-
-# -- evidence --
-
-NOW = 1_799_999_000.0
-_CLAIMS = Claims(
-    role=Role.SERVER, phase=Phase.POST_HANDSHAKE, node_id="spiffe://cube/agent/a1", not_after=1_800_000_000,
-    boot_id=b"b" * 16, spki_hash=b"s" * 32, nonce=b"n" * 32, channel_binding=b"c" * 32, peer_spki_hash=b"p" * 32,
-)  # fmt: skip
-_EXPECTED = Expected(**{name: getattr(_CLAIMS, name) for name in Expected.__struct_fields__})
-
-
-def _binding() -> Iterator[Case]:
-    encoded = encode_claims(_CLAIMS)
-    yield Case("bind: encode and hash claims", lambda: data_hash(encode_claims(_CLAIMS)))
-    yield Case("bind: check claims", lambda: check_binding(encoded, _EXPECTED, NOW, 7200.0))
-
-
-def _verify() -> Iterator[Case]:
-    for curve, digest in ((ec.SECP256R1(), hashes.SHA256()), (ec.SECP384R1(), hashes.SHA384())):
-        key = ec.generate_private_key(curve)
-        signature, public = key.sign(b"m" * 145, ec.ECDSA(digest)), key.public_key()
-        verify = partial(public.verify, signature, b"m" * 145, ec.ECDSA(digest))
-        yield Case(f"verify one ECDSA {curve.name} signature", verify)
-    quote = evidence_for(SoftwareTpm(), _CLAIMS)
-    report = evidence_for(SimulatedSnpCollector(b"bench" * 8), _CLAIMS)
-    vtpm = Verifier(first_report_policy("vtpm"))
-    snp = Verifier(first_report_policy("sev-snp"), allow_simulated=True)
-    yield Case(
-        "appraise vTPM evidence",
-        lambda: vtpm.appraise(quote, _EXPECTED, now=NOW),
-        "verify one ECDSA secp256r1 signature",
-    )
-    yield Case(
-        "appraise SEV-SNP evidence",
-        lambda: snp.appraise(report, _EXPECTED, now=NOW),
-        "verify one ECDSA secp384r1 signature",
-    )
 
 
 def clock_ns(case: Case, calls: int) -> float:

@@ -6,6 +6,9 @@ Little endian, 1184 bytes, strict: what the specification reserves must be zero.
 from __future__ import annotations
 
 import struct
+from collections import namedtuple
+from functools import lru_cache
+from typing import Any, cast
 
 import msgspec
 
@@ -55,10 +58,10 @@ def _layout() -> struct.Struct:
 
 
 _LAYOUT = _layout()
+_Fields = cast(Any, namedtuple)("_Fields", FIELDS)  # a class made from a table, which mypy cannot follow
 # Offsets that must be zero: in every version, and what older versions do not have yet.
 _RESERVED = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0), (0x330, 0x4A0))
-_RESERVED_BEFORE = {3: (0x188, 0x18B), 5: (0x1F8, 0x208)}
-_VERSIONS = (2, 3, 5)
+_RESERVED_IN = {2: (*_RESERVED, (0x188, 0x18B), (0x1F8, 0x208)), 3: (*_RESERVED, (0x1F8, 0x208)), 5: _RESERVED}
 # Bits of PLATFORM_INFO by name; alias_check is the firmware's own search for memory that answers twice (BadRAM).
 PLATFORM_INFO = {
     "smt": 0, "tsme": 1, "ecc": 2, "rapl_disabled": 3, "ciphertext_hiding": 4, "alias_check": 5, "tio": 7,
@@ -137,51 +140,55 @@ class Report(msgspec.Struct, frozen=True):
         return self.raw[:SIGNED_BYTES]
 
 
-_NOT_AS_THEY_ARE = {"policy", "launch_mitigations", "current_mitigations"}
-_AS_THEY_ARE = sorted(set(Report.__struct_fields__) & set(FIELDS) - _NOT_AS_THEY_ARE)
-
-
 def parse_report(raw: bytes) -> Report:
     """A report's fields; MalformedEvidence unless length, version, algorithm, key and every reserved byte are right."""
     if len(raw) != REPORT_BYTES:
         raise MalformedEvidence(f"SNP report of {len(raw)} bytes, not {REPORT_BYTES}")
-    fields = dict(zip(FIELDS, _LAYOUT.unpack(raw), strict=True))
-    version = fields["version"]
-    if version not in _VERSIONS:
+    fields = _Fields._make(_LAYOUT.unpack(raw))
+    version, flags = fields.version, fields.flags
+    if version not in _RESERVED_IN:
         raise MalformedEvidence(f"SNP report version {version}", code="snp_version")
-    if fields["signature_algo"] != _ECDSA_P384_SHA384:
+    if fields.signature_algo != _ECDSA_P384_SHA384:
         raise MalformedEvidence("SNP report: signature algorithm is not ECDSA P-384 with SHA-384", code="snp_algorithm")
-    _check_reserved(raw, version)
-    flags = fields["flags"]
+    for start, end in _RESERVED_IN[version]:
+        if raw.count(0, start, end) != end - start:
+            raise MalformedEvidence(f"SNP report: reserved {start:#x} to {end:#x} is not zero", code="snp_reserved")
     signing_key = SIGNING_KEYS.get(flags >> 2 & 7)
     if signing_key is None or flags >> 5:
         raise MalformedEvidence(f"SNP report: key flags {flags:#x}", code="snp_signing_key")
     return Report(
         raw=raw,
-        policy=_guest_policy(fields["policy"]),
+        version=version,
+        guest_svn=fields.guest_svn,
+        policy=_guest_policy(fields.policy),
+        family_id=fields.family_id,
+        image_id=fields.image_id,
+        vmpl=fields.vmpl,
+        current_tcb=fields.current_tcb,
+        platform_info=fields.platform_info,
         author_key_en=bool(flags & 1),
         signing_key=signing_key,
-        cpuid=(fields["cpuid_family"], fields["cpuid_model"], fields["cpuid_stepping"]),
-        current_version=Version(fields["current_major"], fields["current_minor"], fields["current_build"]),
-        committed_version=Version(fields["committed_major"], fields["committed_minor"], fields["committed_build"]),
-        launch_mitigations=fields["launch_mitigations"] if version >= 5 else None,
-        current_mitigations=fields["current_mitigations"] if version >= 5 else None,
-        signature=(_little(fields["signature_r"]), _little(fields["signature_s"])),
-        **{name: fields[name] for name in _AS_THEY_ARE},
+        report_data=fields.report_data,
+        measurement=fields.measurement,
+        host_data=fields.host_data,
+        id_key_digest=fields.id_key_digest,
+        author_key_digest=fields.author_key_digest,
+        report_id=fields.report_id,
+        report_id_ma=fields.report_id_ma,
+        reported_tcb=fields.reported_tcb,
+        cpuid=(fields.cpuid_family, fields.cpuid_model, fields.cpuid_stepping),
+        chip_id=fields.chip_id,
+        committed_tcb=fields.committed_tcb,
+        launch_tcb=fields.launch_tcb,
+        current_version=Version(fields.current_major, fields.current_minor, fields.current_build),
+        committed_version=Version(fields.committed_major, fields.committed_minor, fields.committed_build),
+        launch_mitigations=fields.launch_mitigations if version >= 5 else None,
+        current_mitigations=fields.current_mitigations if version >= 5 else None,
+        signature=(int.from_bytes(fields.signature_r, "little"), int.from_bytes(fields.signature_s, "little")),
     )
 
 
-def _little(raw: bytes) -> int:
-    return int.from_bytes(raw, "little")
-
-
-def _check_reserved(raw: bytes, version: int) -> None:
-    ranges = [*_RESERVED, *(where for since, where in _RESERVED_BEFORE.items() if version < since)]
-    for start, end in ranges:
-        if raw.count(0, start, end) != end - start:
-            raise MalformedEvidence(f"SNP report: reserved {start:#x} to {end:#x} is not zero", code="snp_reserved")
-
-
+@lru_cache(maxsize=64)
 def _guest_policy(value: int) -> GuestPolicy:
     if not value >> 17 & 1 or value >> 26:
         raise MalformedEvidence(f"SNP report: guest policy {value:#x} has reserved bits wrong", code="snp_policy_bits")
@@ -210,6 +217,7 @@ def product_of(cpuid: tuple[int, int, int]) -> str | None:
     return "Turin" if family == 0x1A else None
 
 
+@lru_cache(maxsize=256)
 def tcb_of(raw: bytes, product: str) -> Tcb:
     """The eight bytes of a TCB version. Turin has an order of its own; reserved bytes must be zero."""
     if product == "Turin":

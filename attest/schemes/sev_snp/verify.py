@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from attest.anchors import amd_certificates
-from attest.chain import check_crl, check_not_revoked, common_name, remembered, verify_chain
+from attest.chain import check_crl, check_not_revoked, common_name, public_key, remembered, verify_chain
 from attest.errors import BindingMismatch, EndorsementUnavailable, UnsupportedEvidence, VerificationFailed
 from attest.schemes.sev_snp.abi import Report, Tcb, parse_report, product_of, tcb_of
 
@@ -92,7 +92,11 @@ def amd_roots() -> Mapping[str, tuple[Root, ...]]:
     """AMD's own roots by product, from ``attest/anchors``, each matched with the hash pinned here."""
     certificates = amd_certificates()
     by_hash = {hashlib.sha256(c.public_bytes(Encoding.DER)).hexdigest(): c for c in certificates}
-    return {p: (Root(by_hash[ARK_SHA256[p]], certificates),) for p in PRODUCTS}
+    below = {p: {name.format(p) for name in _INTERMEDIATE_NAMES.values()} for p in PRODUCTS}
+    return {
+        p: (Root(by_hash[ARK_SHA256[p]], tuple(c for c in certificates if common_name(c) in below[p])),)
+        for p in PRODUCTS
+    }
 
 
 def verify_report(
@@ -115,9 +119,8 @@ def verify_report(
     # 1. Length, version, algorithm, reserved bytes, policy bits.
     report = parse_report(raw_report)
     leaf = _leaf(report, certificates)
-    fields = _amd_extensions(leaf)
     # 2. The product, by CPUID (version 2: by certificate), and the root that it must end in.
-    product = _product(report, fields)
+    product = _product(report, leaf)
     # 3. Chain: pinned ARK, then ASK for a VCEK or ASVK for a VLEK, then the leaf; validity now, revocation.
     trusted = amd_roots() if roots is None else roots
     root, candidates = _issuers(report, leaf, certificates, trusted.get(product, ()), product)
@@ -125,8 +128,8 @@ def verify_report(
     expires = min(verify_chain(leaf, candidates, (root.ark,), now), crl_end)
     # 4. The leaf is of this chip and this TCB.
     reported = tcb_of(report.reported_tcb, product)
-    _check_tcb(fields, reported)
-    csp_id = _check_owner(report, fields, masked_too=allow_masked_chip_id)
+    _check_tcb(leaf, reported)
+    csp_id = _check_owner(report, _amd_extensions(leaf), masked_too=allow_masked_chip_id)
     # 5. The report's signature.
     _check_signature(report, leaf)
     return VerifiedReport(
@@ -202,14 +205,19 @@ def _amd_extensions(leaf: x509.Certificate) -> Mapping[str, bytes]:
     }
 
 
-def _product(report: Report, fields: Mapping[str, bytes]) -> str:
-    certified = _ia5(fields, _PRODUCT_NAME).partition("-")[0]  # "Milan-B0" carries the stepping
+def _product(report: Report, leaf: x509.Certificate) -> str:
+    certified = _certified_product(leaf)
     product = certified if report.version == 2 else product_of(report.cpuid)
     if product not in PRODUCTS:
         raise UnsupportedEvidence(f"unknown product {product or report.cpuid}", code="snp_product_unknown")
     if product != certified:
         raise VerificationFailed(f"a {product} report with a {certified} certificate", code="snp_product_mismatch")
     return product
+
+
+@remembered
+def _certified_product(leaf: x509.Certificate) -> str:
+    return _ia5(_amd_extensions(leaf), _PRODUCT_NAME).partition("-")[0]  # "Milan-B0" carries the stepping
 
 
 def _issuers(
@@ -237,7 +245,7 @@ def _stands_between(certificate: x509.Certificate, leaf: x509.Certificate, ark: 
 
 @remembered
 def _key(leaf: x509.Certificate) -> ec.EllipticCurvePublicKey:
-    key = leaf.public_key()
+    key = public_key(leaf)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise VerificationFailed("the leaf's key is not P-384", code="leaf_key")
     return key
@@ -265,14 +273,20 @@ def _is_pss_sha384(certificate: x509.Certificate) -> bool:
     return pss and isinstance(certificate.signature_hash_algorithm, hashes.SHA384)
 
 
-def _check_tcb(fields: Mapping[str, bytes], reported: Tcb) -> None:
-    wanted = {oid: (name, getattr(reported, name)) for name, oid in _SPL.items()}
-    if reported.fmc is not None:
-        wanted[_SPL_FMC] = ("fmc", reported.fmc)
-    for oid, (name, level) in wanted.items():
-        certified = _integer(fields, oid)
-        if certified != level:
-            raise VerificationFailed(f"{name} is {level} in the report, {certified} in the leaf", code=f"spl_{name}")
+def _check_tcb(leaf: x509.Certificate, reported: Tcb) -> None:
+    certified = _certified_tcb(leaf)
+    if certified != reported:
+        names = Tcb.__struct_fields__
+        name = next(name for name in names if getattr(reported, name) != getattr(certified, name))
+        level, there = getattr(reported, name), getattr(certified, name)
+        raise VerificationFailed(f"{name} is {level} in the report, {there} in the leaf", code=f"spl_{name}")
+
+
+@remembered
+def _certified_tcb(leaf: x509.Certificate) -> Tcb:
+    fields = _amd_extensions(leaf)
+    fmc = _integer(fields, _SPL_FMC) if _certified_product(leaf) == "Turin" else None
+    return Tcb(**{name: _integer(fields, oid) for name, oid in _SPL.items()}, fmc=fmc)
 
 
 def _check_owner(report: Report, fields: Mapping[str, bytes], *, masked_too: bool) -> str:
