@@ -103,7 +103,7 @@ def parse_collateral(raw: bytes) -> TdxCollateral:
             qe_identity_signature=_signature(fields.qe_identity_signature),
             digest=hashlib.sha256(raw).hexdigest(),
         )
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(str(error)) from None
 
 
@@ -159,7 +159,7 @@ def window(collateral: TdxCollateral) -> Window:
     for raw in (collateral.tcb_info, collateral.qe_identity):
         try:
             dates = msgspec.json.decode(raw, type=_Dates)
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:
             raise _malformed(str(error)) from None
         spans.append((dates.issue_date.timestamp(), dates.next_update.timestamp()))
     return Window(max(start for start, _ in spans), min(end for _, end in spans))

@@ -174,7 +174,7 @@ def _snp(measurement: Any, fields: Fields) -> None:
         if (key, member) == (0, 2) and isinstance(key, int):
             for digest in _digests(value):
                 _add(fields, "measurements", digest)
-        elif (key, member) in _SNP_RAW:
+        elif isinstance(key, int) and (key, member) in _SNP_RAW:
             name, size = _SNP_RAW[key, member]
             data = _raw(value, _MVAL[member])
             if len(data) != size:

@@ -175,7 +175,7 @@ def decode_record(raw: bytes, item: Item) -> Record:
         raise _malformed(f"{item}: {len(raw)} bytes are above {MAX_RECORD_BYTES}")
     try:
         record = msgspec.json.decode(raw, type=Record)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(f"{item}: {error}") from None
     if record.item != str(item):
         raise _malformed(f"{item}: the file is of {record.item[:200]}")
@@ -196,7 +196,7 @@ def check(record: Record) -> Times:
         raise _malformed(f"{item}: the content is not what was stored")
     try:
         start, end = kind.span(record, item.key)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(f"{item}: {error}") from None
     # A date that is far ahead is no reason not to look: at most refresh_s, and half of what is left.
     refresh_at = min(record.fetched_at + kind.refresh_s, (record.fetched_at + end) / 2)
@@ -209,7 +209,7 @@ def signed_document(record: Record) -> Signed:
     try:
         answer = msgspec.json.decode(record.body, type=wanted)
         signature = bytes.fromhex(answer.signature)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(f"{record.item}: {error}") from None
     if len(signature) != 64:
         raise _malformed(f"{record.item}: a signature of {len(signature)} bytes, not 64")

@@ -80,7 +80,7 @@ def read_toml(text: str, where: str) -> dict[str, Any]:
     """The document, in which nothing is empty: that would read as "nothing to check"."""
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise PolicyFormatError(f"{where}: {error}") from None
     _refuse_empty(document, where)
     return document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -96,7 +97,7 @@ def _support(claims: Mapping[str, Any], rules: Rules) -> tuple[Mismatch, ...]:
 def _version(claims: Mapping[str, Any], rules: Rules) -> tuple[Mismatch, ...]:
     """``swversion`` is a list with one number, year and month of the image and a count: 251001."""
     actual = _texts(claims.get("swversion"))
-    number = int(actual[0]) if len(actual) == 1 and actual[0].isascii() and actual[0].isdigit() else -1
+    number = int(actual[0]) if len(actual) == 1 and re.fullmatch("[0-9]{1,9}", actual[0]) else -1
     least = f"at least {rules.min_swversion}"
     return require(number >= rules.min_swversion, "swversion", "gcp.swversion", least, ", ".join(actual) or "none")
 
