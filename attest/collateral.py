@@ -27,6 +27,7 @@ __all__ = [
     "Window",
     "parse_collateral",
     "sort_endorsements",
+    "thim_chain",
     "window",
 ]
 
@@ -64,6 +65,11 @@ class TdxCollateral(msgspec.Struct, frozen=True, kw_only=True):
     qe_identity: bytes
     qe_identity_signature: bytes
     digest: str
+
+
+class _Thim(msgspec.Struct, frozen=True, rename="camel"):
+    vcek_cert: str
+    certificate_chain: str
 
 
 class Endorsements(msgspec.Struct, frozen=True):
@@ -116,7 +122,10 @@ def sort_endorsements(files: Sequence[bytes]) -> Endorsements:
     collateral: list[bytes] = []
     for raw in files:
         if raw.lstrip()[:1] == b"{":
-            collateral.append(raw)
+            if b'"vcekCert"' in raw:  # as Azure's THIM answers
+                certificates += load_certificates(thim_chain(raw))
+            else:
+                collateral.append(raw)
         elif b"-----BEGIN X509 CRL-----" in raw[:200] or _is_der_crl(raw):
             crls.append(load_crl(raw))
         else:
@@ -163,3 +172,15 @@ def window(collateral: TdxCollateral) -> Window:
             raise _malformed(str(error)) from None
         spans.append((dates.issue_date.timestamp(), dates.next_update.timestamp()))
     return Window(max(start for start, _ in spans), min(end for _, end in spans))
+
+
+def thim_chain(raw: bytes) -> bytes:
+    """The certificates in an answer of Azure's THIM (JSON: ``vcekCert``, ``certificateChain``), VCEK first, as PEM.
+
+    Raises MalformedEvidence. Nothing is verified.
+    """
+    try:
+        answer = msgspec.json.decode(raw, type=_Thim)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(f"THIM: {error}") from None
+    return (answer.vcek_cert.strip() + "\n" + answer.certificate_chain).encode()

@@ -22,6 +22,7 @@ import msgspec
 from cryptography import x509
 
 from attest.chain import common_name, load_certificates, load_chain, load_crl
+from attest.collateral import thim_chain
 from attest.errors import MalformedEvidence
 from attest.jws import MAX_JWKS_BYTES, parse_jwks
 from attest.schemes.tdx.tcb import decode_qe_identity, decode_tcb_info
@@ -135,11 +136,6 @@ class _QeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: str
 
 
-class _ThimAnswer(msgspec.Struct, frozen=True, rename="camel"):
-    vcek_cert: str
-    certificate_chain: str
-
-
 def parse_item(text: str) -> Item:
     """The item that ``str`` wrote as ``text``; MalformedEvidence when it is none."""
     kind, _, key = text.partition(":")
@@ -218,11 +214,7 @@ def signed_document(record: Record) -> Signed:
 
 def thim_certificates(record: Record) -> bytes:
     """The certificates in Azure's answer, VCEK first, as PEM. Raises MalformedEvidence."""
-    try:
-        answer = msgspec.json.decode(record.body, type=_ThimAnswer)
-    except msgspec.MsgspecError as error:
-        raise _malformed(f"{record.item}: {error}") from None
-    return (answer.vcek_cert.strip() + "\n" + answer.certificate_chain).encode()
+    return thim_chain(record.body)
 
 
 # --- what each kind is read as: gives the time in which it is good ---

@@ -9,11 +9,15 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cube_mesh.cli_inputs import read_file
+
+if TYPE_CHECKING:
+    from attest.attester import Collector
+    from attest.evidence import Part
 
 __all__ = ["collect", "policy_app"]
 
@@ -135,22 +139,38 @@ def policy_diff(
 
 
 def collect(
-    scheme: Annotated[Literal["sev-snp", "tdx", "vtpm"], typer.Option(help="Kind of evidence.")],
+    scheme: Annotated[
+        Literal["sev-snp", "tdx", "vtpm", "gce-vtpm", "azure", "maa", "gcp"], typer.Option(help="Kind of evidence.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Directory for the files, made when absent.", file_okay=False)],
     nonce: Annotated[str, typer.Option("--nonce", metavar="HEX", help="32 bytes that the evidence must repeat.")],
     tsm: Directory = None,
-    tcti: Annotated[str, typer.Option(help="vtpm: how to reach the TPM.")] = "device:/dev/tpmrm0",
-    pcrs: Annotated[str, typer.Option(help="vtpm: the PCRs to quote.")] = "0,1,2,3,4,5,6,7",
+    tcti: Annotated[str, typer.Option(help="How to reach the TPM.")] = "device:/dev/tpmrm0",
+    pcrs: Annotated[str, typer.Option(help="The PCRs to quote.")] = "0,1,2,3,4,5,6,7",
+    maa_url: Annotated[str, typer.Option(help="maa: the attestation provider.")] = "",
+    audience: Annotated[str, typer.Option(help="gcp: whom the token is for.")] = "",
+    metadata_url: Annotated[str, typer.Option(help="azure, maa: the metadata service.")] = "http://169.254.169.254",
 ) -> None:
     """Make evidence on this machine: the files that `attest verify` takes. Exit 1 on a machine without."""
+    from cube_mesh.attesters import AGENTS
+    from cube_mesh.errors import ConfigError
+    from cube_mesh.settings import Attestation, AzureAttester, GoogleAttester, Settings
+
     try:
         bound = bytes.fromhex(nonce)
     except ValueError:
         bound = b""
     if len(bound) != 32:
         raise typer.BadParameter("is not 32 bytes of hex", param_hint="--nonce")
+    own: dict[str, Any] = {} if tsm is None else {"tsm_dir": str(tsm)}
+    try:
+        own |= {"pcrs": tuple(int(index) for index in pcrs.split(",")), "tcti": tcti}
+        own |= {"azure": AzureAttester(metadata_url=metadata_url, maa_url=maa_url)}
+        collector = AGENTS[scheme](Settings(attestation=Attestation(gcp=GoogleAttester(audience=audience), **own)))
+    except (ValueError, ConfigError) as error:
+        raise typer.BadParameter(str(error)) from None
     with _errors():
-        files = _collected(scheme, bound, tsm, tcti, pcrs)
+        files = _files(_collected(collector, bound))
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, body in files.items():
@@ -160,33 +180,43 @@ def collect(
         raise typer.BadParameter(f"{out}: {error.strerror}", param_hint="--out") from None
 
 
-def _collected(scheme: str, bound: bytes, tsm: Path | None, tcti: str, pcrs: str) -> dict[str, bytes]:
-    from attest.evidence import ENDORSEMENTS, HARDWARE, TPM_QUOTE, decode_certificates
-    from attest.schemes.sev_snp.collect import SnpCollector
-    from attest.schemes.tdx.collect import TdxCollector
-    from attest.tsm import TSM_DIRECTORY
+def _collected(collector: Collector, bound: bytes) -> dict[int, Part]:
+    from attest.attester import Closing
 
-    if scheme == "vtpm":
-        return _quoted(bound, tcti, pcrs, TPM_QUOTE)
-    directory = tsm or TSM_DIRECTORY
-    collector = SnpCollector(directory=directory) if scheme == "sev-snp" else TdxCollector(directory=directory)
-    parts = collector.parts(bound)
-    files = {"report.bin" if scheme == "sev-snp" else "quote.bin": parts[HARDWARE].body}
+    try:
+        return collector.parts(bound)
+    finally:
+        if isinstance(collector, Closing):
+            collector.close()
+
+
+def _files(parts: dict[int, Part]) -> dict[str, bytes]:
+    """The parts under the names by which the documentation calls them, each in the form that ``verify`` takes."""
+    from attest.evidence import ENDORSEMENTS, HARDWARE, TOKEN, TPM_QUOTE, decode_certificates
+
+    files = _hardware(parts[HARDWARE]) if HARDWARE in parts else {}
+    files |= {"token.jwt": parts[TOKEN].body} if TOKEN in parts else {}
+    files |= _quote(parts[TPM_QUOTE].body) if TPM_QUOTE in parts else {}
     if ENDORSEMENTS in parts:
         files |= {f"cert-{n}.der": der for n, der in enumerate(decode_certificates(parts[ENDORSEMENTS].body))}
     return files
 
 
-def _quoted(bound: bytes, tcti: str, pcrs: str, key: int) -> dict[str, bytes]:
-    from attest.schemes.vtpm.abi import BANK_NAMES, decode_quote_part
-    from attest.schemes.vtpm.collect import TpmCollector
+def _hardware(part: Part) -> dict[str, bytes]:
+    from attest.evidence import SNP_REPORT_TYPE, TDX_QUOTE_TYPE
+    from attest.schemes.azure.verify import split_tdx_part
 
-    try:
-        collector = TpmCollector(tcti, [int(index) for index in pcrs.split(",")])
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--pcrs") from None
-    with collector as tpm:
-        part = decode_quote_part(tpm.parts(bound)[key].body)
+    if part.media_type in (SNP_REPORT_TYPE, TDX_QUOTE_TYPE):
+        return {"report.bin" if part.media_type == SNP_REPORT_TYPE else "quote.bin": part.body}
+    if part.body.startswith(b"HCLA"):
+        return {"hcl.bin": part.body}
+    return dict(zip(("hcl.bin", "td-quote.bin"), split_tdx_part(part.body), strict=True))
+
+
+def _quote(body: bytes) -> dict[str, bytes]:
+    from attest.schemes.vtpm.abi import BANK_NAMES, decode_quote_part
+
+    part = decode_quote_part(body)
     values = {BANK_NAMES[bank]: {str(i): v.hex() for i, v in found.items()} for bank, found in part.pcrs.items()}
     return {"quote.msg": part.attest, "quote.sig": part.signature, "ak.pub": part.ak_public,
             "pcrs.json": json.dumps(values, indent=2).encode()}  # fmt: skip

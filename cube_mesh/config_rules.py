@@ -290,8 +290,6 @@ def _agent(settings: Settings) -> Iterator[Problem]:
     yield from _asked(
         settings, "mesh.allowed_proxies", lambda: check_allow_list(mesh.allowed_proxies, mesh.trust_domain)
     )
-    if settings.attestation.attester == "vtpm" and not settings.attestation.tcti:
-        yield "attestation.tcti", "says how to reach the TPM; must not be empty"
     if len(settings.upstreams) > 1 and not settings.routes:
         yield "routes", "with more than one upstream, say which requests go where"
     if any(upstream.url.startswith("atls:") for upstream in settings.upstreams):

@@ -1,4 +1,4 @@
-"""A small HTTPS GET for what others publish: h11, one request, no redirect, no proxy, bounded in time and size.
+"""A small HTTPS client for what others publish: h11, one request, no redirect, no proxy, bounded in time and size.
 
 What a status means is the caller's matter. TLS is verified against the system's roots, or the caller's context.
 """
@@ -16,7 +16,7 @@ import msgspec
 from cube_mesh.errors import ConfigError
 from cube_mesh.listener import is_loopback
 
-__all__ = ["LINK_LOCAL", "Answer", "FetchError", "check_url", "get"]
+__all__ = ["LINK_LOCAL", "Answer", "FetchError", "check_url", "get", "send"]
 
 LINK_LOCAL = "169.254.169.254"  # a cloud's metadata service: the hypervisor answers, and speaks no TLS
 _MAX_HEAD_BYTES = 32_768  # Intel sends certificate chains in its header fields
@@ -64,31 +64,53 @@ async def get(
     tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """One GET, whatever its status. ``max_bytes`` bounds the body; raises FetchError. The URL is a checked one."""
+    return await send(url, timeout_s=timeout_s, max_bytes=max_bytes, fields=fields, tls=tls)
+
+
+async def send(
+    url: str,
+    *,
+    timeout_s: float,
+    max_bytes: int,
+    method: str = "GET",
+    fields: Mapping[str, str] | None = None,
+    body: bytes = b"",
+    unix_socket: str = "",
+    tls: ssl.SSLContext | None = None,
+) -> Answer:
+    """As ``get``, with any method and a request body. ``unix_socket``: path of the socket to use, where the URL only
+    names the resource.
+    """
     parts = urlsplit(url)
     context = None if parts.scheme == "http" else tls or ssl.create_default_context()
-    port = parts.port or (443 if context else 80)
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
+            if unix_socket:
+                reader, writer = await asyncio.open_unix_connection(unix_socket)
+            else:
+                port = parts.port or (443 if context else 80)
+                reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
             try:
-                return await _exchange(reader, writer, parts, fields or {}, max_bytes)
+                return await _exchange(reader, writer, _request(method, parts, fields or {}, body), body, max_bytes)
             finally:
                 writer.close()
     except (OSError, TimeoutError, h11.ProtocolError) as error:
         raise FetchError("unreachable", f"{type(error).__name__}: {error}") from None
 
 
+def _request(method: str, parts: SplitResult, fields: Mapping[str, str], body: bytes) -> h11.Request:
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    lines = {"host": parts.netloc, "connection": "close", "accept": "*/*"}
+    if body:
+        lines["content-length"] = str(len(body))
+    return h11.Request(method=method, target=target, headers=[*(lines | dict(fields)).items()])
+
+
 async def _exchange(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    parts: SplitResult,
-    fields: Mapping[str, str],
-    max_bytes: int,
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: h11.Request, sent: bytes, max_bytes: int
 ) -> Answer:
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    lines = [("host", parts.netloc), ("connection", "close"), *({"accept": "*/*"} | dict(fields)).items()]
-    for event in (h11.Request(method="GET", target=target, headers=lines), h11.EndOfMessage()):
+    for event in (request, h11.Data(data=sent), h11.EndOfMessage()):
         writer.write(connection.send(event) or b"")
     status, answered, body = 0, dict[str, str](), bytearray()
     while True:

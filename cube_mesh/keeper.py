@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,16 +20,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attest.appraise import AttestationResult
-from attest.attester import Collector, NoEvidence, evidence_for
+from attest.attester import Closing, Collector, NoEvidence, evidence_for
 from attest.binding import Claims, Expected, Phase, Role
 from attest.errors import AttestError, UnsupportedEvidence
 from attest.policy import load_policy, parse_policy
-from attest.schemes.sev_snp.collect import SnpCollector
-from attest.schemes.vtpm.collect import TpmCollector
 from attest.verifier import Verifier
+from cube_mesh.attesters import collector_from_settings
 from cube_mesh.collateral.feed import Appraiser, FedVerifier, Feed, feed_from_settings
 from cube_mesh.errors import ConfigError
-from cube_mesh.settings import Attestation, Mesh, Settings
+from cube_mesh.settings import Mesh, Settings
 from cube_mesh.tls.ca import load_certificates, load_key
 from cube_mesh.tls.identity import (
     TLS_ROLE,
@@ -83,6 +83,7 @@ class Keeper:
         self.roots = roots
         self.sessions = Sessions(clock)
         self.quotes = 0  # asked of the TEE or TPM so far
+        self.quote_failures: Counter[str] = Counter()  # by code
         self.feed = feed
         self._collector = collector
         self._verifiers: dict[str, Appraiser] = {**verifiers, CLAIMS_ONLY: Verifier(parse_policy(_CLAIMS_ONLY_POLICY))}
@@ -115,7 +116,7 @@ class Keeper:
             await self.feed.close()
         await self.sessions.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if isinstance(self._collector, TpmCollector):
+        if isinstance(self._collector, Closing):
             self._collector.close()
 
     @property
@@ -205,7 +206,12 @@ class Keeper:
             return evidence_for(self._collector, claims)
         loop = asyncio.get_running_loop()
         self.quotes += 1
-        return await loop.run_in_executor(self._threads, evidence_for, self._collector, claims)
+        try:
+            return await loop.run_in_executor(self._threads, evidence_for, self._collector, claims)
+        except AttestError as error:
+            self.quote_failures[error.code] += 1
+            _log.warning("no evidence could be made: %s: %s", error.code, error)
+            raise
 
     # --- appraisal ---
 
@@ -251,6 +257,7 @@ def count_sessions(keeper: Keeper, numbers: Numbers) -> None:
     numbers.gauge("cube_sessions_active", "Attested sessions that take connections.", lambda: sessions.active)
     numbers.counter("cube_sessions", "What happened to sessions.", "event", lambda: sessions.counts)
     numbers.counter("cube_quotes", "Quotes asked of the TEE or TPM.", "role", lambda: {keeper.role: keeper.quotes})
+    numbers.counter("cube_quote_failures", "Quotes that were not made.", "code", lambda: dict(keeper.quote_failures))
 
 
 def count_attaches(sessions: SessionsPort, numbers: Numbers) -> None:
@@ -284,7 +291,7 @@ def keeper_from_settings(settings: Settings, role: Literal["proxy", "agent"]) ->
     feed = feed_from_settings(settings.collateral) if role == "proxy" else None
     return Keeper(
         node_id,
-        _collector(settings, role),
+        collector_from_settings(settings, role),
         _verifiers(settings, feed),
         roots,
         leaf=_proxy_leaf(mesh, node_id, roots) if role == "proxy" else None,
@@ -326,47 +333,6 @@ def _proxy_leaf(mesh: Mesh, node_id: SpiffeId, roots: tuple[bytes, ...]) -> Leaf
     if seen.spiffe_id != node_id:
         raise ConfigError(f"the leaf is {seen.spiffe_id}, the node {node_id}", key="mesh.node_id")
     return leaf
-
-
-def _collector(settings: Settings, role: Literal["proxy", "agent"]) -> Collector:
-    attestation, key = settings.attestation, "attestation.attester"
-    match attestation.attester:
-        case "none" if role == "proxy":
-            return NoEvidence()
-        case "vtpm" if role == "agent":
-            return _tpm_collector(attestation)
-        case "sev-snp" if role == "agent":
-            return SnpCollector()
-        case "simulated-sev-snp" if role == "agent":
-            return _simulated_collector(settings)
-    wanted = '"none"' if role == "proxy" else '"vtpm", "sev-snp" or "simulated-sev-snp"'
-    raise ConfigError(f"a node with role {role} says {wanted}, not {attestation.attester!r}", key=key)
-
-
-def _tpm_collector(attestation: Attestation) -> TpmCollector:
-    certificates = load_certificates(attestation.ak_cert_file) if attestation.ak_cert_file else ()
-    try:
-        return TpmCollector(
-            attestation.tcti,
-            attestation.pcrs,
-            ak_file=attestation.ak_context_file,
-            ak_handle=attestation.ak_handle,
-            ak_certificates=certificates,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error), key="attestation") from error
-
-
-def _simulated_collector(settings: Settings) -> Collector:
-    from attest.testkit.snp import SimulatedSnpCollector  # test keys: only where the operator asked for them
-
-    path = settings.attestation.simulated_seed_file
-    if not settings.unsafe_allow_simulated:
-        raise ConfigError("simulated evidence needs unsafe_allow_simulated = true", key="attestation.attester")
-    try:
-        return SimulatedSnpCollector(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no seed: {error}", key="attestation.simulated_seed_file", where=path) from error
 
 
 def _verifiers(settings: Settings, feed: Feed | None) -> dict[str, Appraiser]:

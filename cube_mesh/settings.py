@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -204,14 +204,52 @@ class Mesh(Section, frozen=True, kw_only=True):
     allowed_proxies: tuple[str, ...] = ()  # agent: full SPIFFE ids; empty = start-up error
 
 
+class AzureAttester(Section, frozen=True, kw_only=True):
+    """For the attesters "azure" and "maa", on a confidential VM of Azure."""
+
+    metadata_url: str = "http://169.254.169.254"  # the VM's metadata service: the chip's certificates, TDX quotes
+    maa_url: str = ""  # "maa": the attestation provider, https, without a slash at its end
+
+
+class GoogleAttester(Section, frozen=True, kw_only=True):
+    """For the attesters "gcp", in Confidential Space, and "gce-vtpm", on any instance of Google Cloud."""
+
+    audience: str = ""  # "gcp": whom the token is for, as the proxy's policy names it
+    token_type: Literal["OIDC", "PKI"] = "OIDC"  # verified by Google's key set, or by the chain that it carries
+    launcher_socket: str = "/run/container_launcher/teeserver.sock"  # where the launcher listens
+    ak_algorithm: Literal["ecc", "rsa"] = "ecc"  # "gce-vtpm": which of Google's attestation keys quotes
+
+
+Attester: TypeAlias = Literal[
+    "",
+    "none",
+    "vtpm",
+    "gce-vtpm",
+    "sev-snp",
+    "sev-snp+vtpm",
+    "tdx",
+    "tdx+vtpm",
+    "azure",
+    "maa",
+    "gcp",
+    "simulated-sev-snp",
+    "simulated-tdx",
+]
+
+
 class Attestation(Section, frozen=True, kw_only=True):
-    attester: Literal["", "none", "vtpm", "sev-snp", "simulated-sev-snp"] = ""  # agent must choose; a proxy says "none"
-    tcti: str = "device:/dev/tpmrm0"  # TPM access for "vtpm"; swtpm:path=... in development
+    attester: Attester = ""  # what evidence is made of; an agent must choose, a proxy says "none"
+    tsm_dir: str = "/sys/kernel/config/tsm/report"  # "sev-snp" and "tdx": the kernel's configfs-tsm
+    chip_cert_file: str = ""  # "sev-snp": VCEK or VLEK and its chain, sent where the host hands out none
+    tcti: str = "device:/dev/tpmrm0"  # how the TPM is reached; swtpm:path=... in development
     pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # PCRs that are quoted
     ak_handle: str = ""  # persistent AK; empty: an AK is created at start
     ak_context_file: str = ""  # keeps an AK over restarts, wrapped by the TPM, so that a policy can pin it
-    ak_cert_file: str = ""  # certificate chain of the AK, sent with the evidence
-    simulated_seed_file: str = ""  # simulated-sev-snp: the test root and chip, shared with the policy's maker
+    ak_cert_file: str = ""  # certificate chain of the AK, sent with the evidence; of a cloud's AK, its intermediates
+    azure: AzureAttester = AzureAttester()
+    gcp: GoogleAttester = GoogleAttester()
+    endpoint_deadline_s: float = 10.0  # all attempts to ask a metadata or attestation service one thing
+    simulated_seed_file: str = ""  # simulated-...: the test root and chip, shared with the policy's maker
     interval_s: float = 600.0  # re-attest
     max_age_s: float = 3600.0  # hard age of an attested connection
     leaf_lifetime_s: float = 3600.0  # of an agent's self-signed leaf, renewed at half of it; at most 3600

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from attest.attester import evidence_for
 from attest.policy import load_policy
 from attest.policy_diff import diff_policies
+from attest.schemes.azure.collect import HCL_REPORT
 from attest.testkit.snp import SimulatedSnpCollector, SnpPlatform
 from attest.testkit.tdx import TdxPlatform
 from attest.testkit.tpm import SoftwareTpm
@@ -22,6 +23,8 @@ from cube_mesh.cli import app
 from .attest import test_corim as corim
 from .attest import test_go_check as go
 from .attest.conftest import CLAIMS
+from .support.clouds import AzureVm, Tpm
+from .support.endpoint import endpoint
 from .support.require import require
 from .support.tpm import software_tpm
 
@@ -209,6 +212,29 @@ def test_collect_from_a_tpm(tmp_path: Path) -> None:
     assert code == 0 and text.startswith("accept")
 
 
+@pytest.mark.parametrize("kind", ["sev-snp", "tdx"])
+def test_collect_on_azure(kind: str, tmp_path: Path) -> None:
+    require("swtpm", "tpm2_quote")
+    with software_tpm() as tcti, endpoint() as service:
+        vm = AzureVm(Tpm(tcti, tmp_path), service, kind)
+        vm.tpm.store(HCL_REPORT, vm.report(vm.claims())[:2000])
+        where = ("--tcti", tcti, "--metadata-url", service.url)
+        code, text, remarks = _run(
+            "collect", "--scheme", "azure", "--out", tmp_path / "o", "--nonce", NONCE.hex(), *where
+        )
+    assert code == 0, remarks
+    made = {Path(line).name for line in text.splitlines()}
+    own = {"td-quote.bin", "cert-0.der"} if kind == "tdx" else {"cert-0.der", "cert-1.der", "cert-2.der"}
+    assert made == {"hcl.bin", "quote.msg", "quote.sig", "ak.pub", "pcrs.json"} | own
+    files = ["--quote", "quote.msg", "--signature", "quote.sig", "--ak", "ak.pub", "--pcrs", "pcrs.json"]
+    files += ["--td-quote", "td-quote.bin"] if kind == "tdx" else []
+    named = [str(tmp_path / "o" / part) if not part.startswith("--") else part for part in files]
+    code, text, _ = _run("verify", "--scheme", "azure", "--evidence", tmp_path / "o/hcl.bin", *named, "--nonce",
+                         NONCE.hex(), *sorted((tmp_path / "o").glob("cert-*.der")))  # fmt: skip
+    # As far as the hardware's signature, which is a simulation's: no root of a vendor's leads to it.
+    assert code == 1 and text.split(": ")[1] in ("untrusted_root", "untrusted_chain", "collateral_missing"), text
+
+
 def test_collect_on_a_machine_without(tmp_path: Path) -> None:
     for scheme in ("sev-snp", "tdx"):
         arguments = ("--scheme", scheme, "--out", tmp_path / "o", "--nonce", NONCE.hex(), "--tsm", tmp_path / "none")
@@ -217,6 +243,9 @@ def test_collect_on_a_machine_without(tmp_path: Path) -> None:
     code, _, remarks = _run("collect", "--scheme", "vtpm", "--out", tmp_path / "o", "--nonce", NONCE.hex(),
                             "--tcti", "swtpm:path=/nowhere")  # fmt: skip
     assert code == 1 and remarks.startswith("cube-mesh: ")
+    code, _, remarks = _run("collect", "--scheme", "gcp", "--out", tmp_path / "o", "--nonce", NONCE.hex(),
+                            "--audience", "https://a")  # fmt: skip
+    assert code == 1 and remarks.startswith("cube-mesh: endpoint_unreachable")
     assert not (tmp_path / "o").exists()
 
 
@@ -225,3 +254,19 @@ def test_collect_on_a_machine_without(tmp_path: Path) -> None:
 )
 def test_collect_asked_wrongly(arguments: tuple[str, ...], tmp_path: Path) -> None:
     assert _run("collect", "--scheme", "vtpm", "--out", tmp_path / "o", *arguments)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("scheme", "arguments", "key"),
+    [
+        ("gcp", (), "audience"),
+        ("maa", (), "maa_url"),
+        ("maa", ("--maa-url", "http://maa.example"), "must be https"),
+        ("azure", ("--metadata-url", "http://10.0.0.1"), "must be https"),
+    ],
+)
+def test_collect_asks_nobody_that_could_be_anybody(
+    scheme: str, arguments: tuple[str, ...], key: str, tmp_path: Path
+) -> None:
+    code, _, remarks = _run("collect", "--scheme", scheme, "--out", tmp_path / "o", "--nonce", NONCE.hex(), *arguments)
+    assert code == 2 and key in remarks

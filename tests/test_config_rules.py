@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from attest.policy import load_policy
 from cube_mesh import config, config_rules
+from cube_mesh.attesters import AGENTS
 from cube_mesh.config import Loaded, Role
 from cube_mesh.errors import ConfigError
-from cube_mesh.settings import Settings
+from cube_mesh.settings import Attester, Settings
 from cube_mesh.tls.ca import init_ca, issue_leaf
 
 DOMAIN = "6b0e3a52-6d3c-4b76-9f0e-0f6a2c1d9e11"
@@ -227,6 +228,19 @@ def test_proxy(folder: Path, changes: dict[str, Any], key: str, reason: str) -> 
         ({"attestation__tcti": ""}, "attestation.tcti", "must not be empty"),
         ({"attestation__pcrs": []}, "attestation", "PCR indexes"),
         ({"attestation__pcrs": [24]}, "attestation", "PCR indexes"),
+        ({"attestation__attester": "azure", "attestation__tcti": ""}, "attestation.tcti", "must not be empty"),
+        ({"attestation__attester": "gcp"}, "attestation.gcp.audience", "must not be empty"),
+        ({"attestation__attester": "maa"}, "attestation.azure.maa_url", "not a plain URL"),
+        (
+            {"attestation__attester": "maa", "attestation__azure": {"maa_url": "http://maa.example"}},
+            "attestation.azure.maa_url",
+            "must be https",
+        ),
+        (
+            {"attestation__attester": "azure", "attestation__azure": {"metadata_url": "http://10.0.0.1"}},
+            "attestation.azure.metadata_url",
+            "must be https",
+        ),
         ({"mesh__allowed_proxies": []}, "mesh.allowed_proxies", "the list is empty"),
         ({"mesh__allowed_proxies": ["spiffe://cube/agent/a"]}, "mesh.allowed_proxies", "no proxy of trust domain"),
         ({"mesh__allowed_proxies": ["*"]}, "mesh.allowed_proxies", "not spiffe://"),
@@ -238,6 +252,28 @@ def test_proxy(folder: Path, changes: dict[str, Any], key: str, reason: str) -> 
 )
 def test_agent(folder: Path, changes: dict[str, Any], key: str, reason: str) -> None:
     one(found("agent", agent(folder), **changes), key, reason)
+
+
+@pytest.mark.parametrize("attester", sorted(AGENTS))
+def test_every_attester_is_one_word_and_its_own_settings(folder: Path, attester: str) -> None:
+    """Nothing else is needed, no device is touched; what is simulated stays refused without its switch."""
+    own = {
+        "attester": attester,
+        "azure": {"maa_url": "https://maa.example"},
+        "gcp": {"audience": "https://proxy.example"},
+        "simulated_seed_file": f"{folder}/seed",
+    }
+    problems = found("agent", agent(folder), attestation=own)
+    if not attester.startswith("simulated-"):
+        assert problems == []
+        return
+    one(problems, "attestation.attester", "needs unsafe_allow_simulated")
+    safe = {"unsafe_allow_simulated": True, "listen__host": "127.0.0.1"}
+    assert found("agent", agent(folder), attestation=own, **safe) == []
+
+
+def test_the_settings_know_the_attesters_that_there_are() -> None:
+    assert set(get_args(Attester)) - {"", "none"} == set(AGENTS)
 
 
 def test_files_named_by_the_settings(folder: Path) -> None:

@@ -25,7 +25,7 @@ from cube_mesh.collateral.sources import Request, Sources, issuer_chain, jwks_ad
 from cube_mesh.collateral.store import Store
 from cube_mesh.errors import DependencyError
 
-__all__ = ["CollateralUnavailable", "Fetcher"]
+__all__ = ["CollateralUnavailable", "Fetcher", "retry_after_s"]
 
 MAX_ATTEMPTS = 4
 FIRST_PAUSE_S = 1.0
@@ -185,7 +185,7 @@ class Fetcher:
             except https.FetchError as error:
                 if error.kind != "unreachable":
                     raise CollateralUnavailable(item, error.kind, str(error)) from None
-                last, retry_after_s = ("unreachable", str(error)), 0.0
+                last, asked_for_s = ("unreachable", str(error)), 0.0
             else:
                 if answer.status == 200:
                     return answer
@@ -193,10 +193,10 @@ class Fetcher:
                     reason = "not_found" if answer.status == 404 else "redirect" if answer.status // 100 == 3 else ""
                     raise CollateralUnavailable(item, reason or "refused", f"status {answer.status}")
                 last = ("busy", f"status {answer.status}")
-                retry_after_s = _retry_after_s(answer.fields.get("retry-after", ""), self._clock())
+                asked_for_s = retry_after_s(answer.fields.get("retry-after", ""), self._clock())
             # From a half to the whole of a doubling pause, so that many nodes do not come back together.
             pause_s = FIRST_PAUSE_S * 2**attempt * (0.5 + self._draw() / 2)
-            self._not_before[origin] = self._clock() + retry_after_s + pause_s
+            self._not_before[origin] = self._clock() + asked_for_s + pause_s
         raise CollateralUnavailable(item, *last)
 
     async def _turn(self, item: Item, origin: str, give_up: float, last: tuple[str, str]) -> None:
@@ -207,7 +207,7 @@ class Fetcher:
             await self._sleep(wait_s)
 
 
-def _retry_after_s(text: str, now: float) -> float:
+def retry_after_s(text: str, now: float) -> float:
     """RFC 9110 §10.2.3: seconds or a date; at most ``MAX_RETRY_AFTER_S``, and 0 for what is neither."""
     if text.isascii() and text.isdigit():
         return min(float(text[:9]), MAX_RETRY_AFTER_S)

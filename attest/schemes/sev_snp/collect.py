@@ -81,7 +81,10 @@ class SnpCollector:
 
     def parts(self, data_hash: bytes) -> dict[int, Part]:
         """A report over ``data_hash`` (32 bytes), looked at before it is handed out."""
-        report_data = snp_report_data(data_hash)
+        return self.parts_over(snp_report_data(data_hash))
+
+    def parts_over(self, report_data: bytes) -> dict[int, Part]:
+        """The same over ``report_data`` (64 bytes), which ``binding`` makes: a hash under a tag of ours."""
         if tsm_available(self._directory):
             found = read_tsm(report_data, PROVIDER, directory=self._directory, privilege_level=self._level)
             report, table = found.outblob, found.auxblob

@@ -47,7 +47,10 @@ class TdxCollector:
 
     def parts(self, data_hash: bytes) -> dict[int, Part]:
         """A quote over ``data_hash`` (32 bytes), looked at before it is handed out; padding is cut off."""
-        report_data = snp_report_data(data_hash)
+        return self.parts_over(snp_report_data(data_hash))
+
+    def parts_over(self, report_data: bytes) -> dict[int, Part]:
+        """The same over ``report_data`` (64 bytes), which ``binding`` makes: a hash under a tag of ours."""
         if self._service is None:
             raw = read_tsm(report_data, PROVIDER, directory=self._directory).outblob
         else:

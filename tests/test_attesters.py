@@ -1,0 +1,87 @@
+"""The configured attester in a keeper: what it makes is what a relying party accepts, or the node does not start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from attest.binding import Expected, Phase, Role
+from attest.errors import CollectionFailed, VerificationFailed
+from attest.policy import first_report_policy
+from attest.testkit.intel import collateral
+from attest.testkit.snp import SnpPlatform
+from attest.testkit.tdx import TdxPlatform
+from attest.testkit.tsm import TsmDirectory, snp_responder, tdx_responder
+from attest.verifier import Verifier
+from cube_mesh.keeper import Keeper, keeper_from_settings
+from cube_mesh.settings import Attestation, Mesh, Settings
+from cube_mesh.tls.ca import init_ca
+from cube_mesh.tls.identity import parse_peer_leaf, passport_of
+
+AGENT = "spiffe://cube/agent/a1"
+
+
+def keeper(directory: Path, **attestation: Any) -> Keeper:
+    if not (directory / "ca").exists():
+        init_ca(directory / "ca", "cube")
+    unsafe = attestation["attester"].startswith("simulated-")
+    mesh = Mesh(node_id="a1", ca_file=str(directory / "ca/ca.crt"))
+    settings = Settings(mesh=mesh, attestation=Attestation(**attestation), unsafe_allow_simulated=unsafe)
+    return keeper_from_settings(settings, "agent")
+
+
+async def passport(one: Keeper) -> tuple[bytes, Expected, float]:
+    """What is in the leaf of a keeper that has started, and what a proxy expects there."""
+    await one.start()
+    try:
+        leaf = one.leaf
+        expected = Expected(role=Role.SERVER, phase=Phase.PASSPORT, node_id=AGENT, spki_hash=leaf.spki_hash)
+        return passport_of(parse_peer_leaf(leaf.cert_der)), expected, leaf.not_after - 3600
+    finally:
+        await one.close()
+
+
+async def test_a_trust_domain_attests_through_configfs(tmp_path: Path) -> None:
+    with TsmDirectory(tmp_path / "report", "tdx_guest", tdx_responder(TdxPlatform(b"t"))) as tsm:
+        raw, expected, now = await passport(keeper(tmp_path, attester="tdx", tsm_dir=str(tsm.path)))
+    verifier = Verifier(first_report_policy("tdx"), allow_simulated=True)
+    result = verifier.appraise(raw, expected, now=now, endorsements=[collateral()])
+    assert (result.platform, result.simulated, result.confidential) == ("simulated-tdx", True, False)
+    with pytest.raises(VerificationFailed):  # a proxy in production knows no simulation
+        Verifier(first_report_policy("tdx")).appraise(raw, expected, now=now, endorsements=[collateral()])
+
+
+async def test_an_snp_guest_with_certificates_of_its_configuration(tmp_path: Path) -> None:
+    platform = SnpPlatform(b"s")
+    chain = (x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in platform.endorsements)
+    (tmp_path / "chip.pem").write_bytes(b"".join(chain))
+    with TsmDirectory(tmp_path / "report", "sev_guest", snp_responder(platform, with_table=False)) as tsm:
+        own = {"tsm_dir": str(tsm.path), "chip_cert_file": str(tmp_path / "chip.pem")}
+        raw, expected, now = await passport(keeper(tmp_path, attester="sev-snp", **own))
+    result = Verifier(first_report_policy("sev-snp"), allow_simulated=True).appraise(raw, expected, now=now)
+    assert result.claims["chip_id"] == platform.hwid.hex()
+
+
+async def test_a_simulated_trust_domain(tmp_path: Path) -> None:
+    (tmp_path / "seed").write_bytes(b"seed")
+    raw, expected, now = await passport(
+        keeper(tmp_path, attester="simulated-tdx", simulated_seed_file=str(tmp_path / "seed"))
+    )
+    verifier = Verifier(first_report_policy("tdx"), allow_simulated=True)
+    assert verifier.appraise(raw, expected, now=now, endorsements=[collateral()]).simulated
+
+
+@pytest.mark.parametrize(
+    ("attester", "code"),
+    [("tdx", "tsm_unavailable"), ("sev-snp", "device_unavailable"), ("tdx+vtpm", "tpm_failed"), ("vtpm", "tpm_failed")],
+)
+async def test_a_machine_without_the_device_serves_nothing(tmp_path: Path, attester: str, code: str) -> None:
+    absent = {"tsm_dir": str(tmp_path / "none"), "tcti": f"swtpm:path={tmp_path}/none"}
+    one = keeper(tmp_path, attester=attester, **absent)
+    with pytest.raises(CollectionFailed) as caught:
+        await passport(one)
+    assert caught.value.code == code and not one.has_leaf
