@@ -346,7 +346,7 @@ ROWS: dict[str, dict[str, Case]] = {
         "CA of leaves revoked": _crl("root_ca_crl", "certificate_revoked", "root", 2),
         "signer of collateral revoked": _crl("root_ca_crl", "certificate_revoked", "root", 4),
     },
-    "CRL check requested without collateral": {
+    "CRL check requested without collateral": {  # none at all: test_appraise.test_collateral_is_needed_and_must_fit
         "no PCK list": _set("malformed_crl", pck_crl=""),
         "no root list": _set("malformed_crl", root_ca_crl=""),
     },

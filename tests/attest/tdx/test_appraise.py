@@ -236,6 +236,24 @@ def test_a_policy_of_a_bound_or_lenient_domain(expected: Expected, evidence: Enc
     _appraise(policy, raw, expected)
 
 
+def test_a_policy_of_a_domain_that_should_be_launched_again(expected: Expected, evidence: Encode) -> None:
+    class Kept(SimulatedTdxCollector):
+        def parts(self, data_hash: bytes) -> dict[int, Part]:
+            quote = self.platform.quote(data_hash + bytes(32), tee_tcb_svn2=bytes((7, 1, 8)) + bytes(13))
+            return {HARDWARE: Part(TDX_QUOTE_TYPE, quote)}
+
+    module = {**MODULE, "tcbLevels": [isv_level(7), isv_level(6, "OutOfDate")]}
+    given = [collateral(tcb=tcb_info(tdxModuleIdentities=[module]))]
+    raw = evidence(Kept(b"door", version=5))
+    result = _appraise(FIRST, raw, expected, endorsements=given)
+    assert result.claims["tcb.status"] == "TDRelaunchAdvised"
+    text = policy_from_result(result, policy_id="p")
+    _appraise(parse_policy(text), raw, expected, endorsements=given)
+    assert _code(parse_policy(text.replace("TDRelaunchAdvised", "OutOfDate")), raw, expected, endorsements=given) == (
+        "tcb_status"
+    )
+
+
 def test_the_simulation_needs_the_permission(expected: Expected, evidence: Encode) -> None:
     with pytest.raises(AttestError) as caught:
         Verifier(FIRST).appraise(evidence(COLLECTOR), expected, now=DOOR_NOW, endorsements=[collateral()])
