@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from bench.load import answers
 from bench.load.certificates import write_pair
 from cube_mesh import settings
 from tests.support.mesh import Mesh, Tenant, identity
@@ -51,11 +51,23 @@ class System:
         return "plain" if PLAIN in self.against.values() else "mutual TLS"
 
 
+def compiled(source: str, scratch: Path) -> Path:
+    """A C program of this folder. Needs ``cc``."""
+    program = scratch / Path(source).stem
+    made = subprocess.run(["cc", "-O2", "-o", program, HERE / source], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise BenchError(f"{source}: {made.stderr}")
+    return program
+
+
 @contextmanager
 def upstream(scratch: Path) -> Iterator[int]:
     """The canned upstream; its port."""
-    port = free_port()
-    argv = (*OTHERS, sys.executable, str(HERE / "upstream.py"), str(port))
+    port, files = free_port(), []
+    for name, answer in (("whole", answers.WHOLE), ("stream", answers.STREAM), ("begun", answers.BEGUN)):
+        files.append(scratch / f"{name}.http")
+        files[-1].write_bytes(answer)
+    argv = (*OTHERS, str(compiled("canned.c", scratch)), str(port), *map(str, files))
     with Child(argv, scratch / "upstream.log") as child:
         child.wait_until("the upstream", lambda: accepts(port))
         yield port
@@ -63,11 +75,8 @@ def upstream(scratch: Path) -> Iterator[int]:
 
 @contextmanager
 def paced_server(scratch: Path, rate: float) -> Iterator[tuple[Path, int, int]]:
-    """The server of paced streams, compiled here: (its program, port, process id). Needs ``cc``."""
-    program, port = scratch / "paced", free_port()
-    made = subprocess.run(["cc", "-O2", "-o", program, HERE / "paced.c"], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        raise BenchError(f"paced.c: {made.stderr}")
+    """The server of paced streams: (its program, port, process id)."""
+    program, port = compiled("paced.c", scratch), free_port()
     with Child((*OTHERS, str(program), "serve", str(port), str(rate)), scratch / "paced.log") as child:
         child.wait_until("the paced server", lambda: accepts(port))
         yield program, port, child.pid

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from bench.load import __main__ as load
-from bench.load import upstream
+from bench.load import answers, systems
 from bench.load.run import body
 from bench.micro import __main__ as micro
 
 
-class Written:
-    def __init__(self) -> None:
-        self.data: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self.data.append(data)
-
-
+@pytest.mark.needs("cc", "taskset")
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_the_upstream_answers_each_request_however_it_is_cut(size: int) -> None:
-    transport, protocol = Written(), upstream.Canned()
-    protocol.connection_made(transport)
-    stream = b'{"stream": true}'
+def test_the_upstream_answers_each_request_however_it_is_cut(tmp_path: Path, size: int) -> None:
     sent = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-    sent += b"POST / HTTP/1.1\r\ncontent-length: 16\r\n\r\n" + stream
+    sent += b'POST / HTTP/1.1\r\ncontent-length: 16\r\n\r\n{"stream": true}'
     sent += b"POST / HTTP/1.1\r\nContent-Length: 2\r\nHost: x\r\n\r\n{}"
-    for start in range(0, len(sent), size):
-        protocol.data_received(sent[start : start + size])
-    assert transport.data == [upstream.WHOLE, upstream.STREAM, upstream.WHOLE]
+    sent += b'POST / HTTP/1.1\r\nContent-Length: 33\r\n\r\n{"stream": true, "endless": true}'
+    expected = answers.WHOLE + answers.STREAM + answers.WHOLE + answers.BEGUN
+    with systems.upstream(tmp_path) as port, socket.create_connection(("127.0.0.1", port), 5) as sock:
+        for start in range(0, len(sent), size):
+            sock.sendall(sent[start : start + size])
+        found = b""
+        while len(found) < len(expected):
+            found += sock.recv(65_536)
+        assert found == expected
+
+
+@pytest.mark.needs("cc", "taskset")
+def test_the_upstream_waits_for_who_does_not_read(tmp_path: Path) -> None:
+    """More answers than sockets hold: each is whole, and in its place, when they are read at last."""
+    request = b'POST / HTTP/1.1\r\nContent-Length: 16\r\n\r\n{"stream": true}'
+    with systems.upstream(tmp_path) as port, socket.create_connection(("127.0.0.1", port), 5) as sock:
+        sock.sendall(request * 900)  # 12 MB of answers
+        time.sleep(0.2)
+        left = memoryview(answers.STREAM * 900)
+        while left:
+            piece = sock.recv(1_048_576)
+            assert piece == left[: len(piece)] and piece
+            left = left[len(piece) :]
 
 
 def test_the_canned_answers_are_what_they_say() -> None:
-    head, _, answer = upstream.WHOLE.partition(b"\r\n\r\n")
+    head, _, answer = answers.WHOLE.partition(b"\r\n\r\n")
     assert f"Content-Length: {len(answer)}".encode() in head
     assert 400 < len(answer) < 550
-    assert upstream.STREAM.count(b"data: {") == upstream.EVENTS
+    assert answers.STREAM.count(b"data: {") == answers.EVENTS
     assert len(body(False)) in range(650, 800)
     assert json.loads(body(True))["stream"] is True
 

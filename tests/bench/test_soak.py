@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from bench.load import upstream
+from bench.load import answers
 from bench.soak import __main__ as soak
 from bench.soak.clients import Crowd, Kind, whole
 from tests.support.mesh import make_tenant
 
 
-@pytest.mark.parametrize("answer", [upstream.WHOLE, upstream.STREAM], ids=["whole", "stream"])
+@pytest.mark.parametrize("answer", [answers.WHOLE, answers.STREAM], ids=["whole", "stream"])
 def test_an_answer_ends_where_it_ends(answer: bytes) -> None:
     assert not any(whole(answer[:size]) for size in range(len(answer)))
     assert whole(answer)
 
 
 def test_a_stream_without_its_end_is_not_whole() -> None:
-    assert not whole(upstream.BEGUN)
-    assert not whole(upstream.STREAM.replace(b"data: [DONE]\n\n", b""))
+    assert not whole(answers.BEGUN)
+    assert not whole(answers.STREAM.replace(b"data: [DONE]\n\n", b""))
 
 
 def test_the_mixture_is_what_the_documentation_says() -> None:
