@@ -140,7 +140,7 @@ def verify_report(
         committed_tcb=tcb_of(report.committed_tcb, product),
         launch_tcb=tcb_of(report.launch_tcb, product),
         csp_id=csp_id,
-        chip_id_masked=not any(report.chip_id),
+        chip_id_masked=report.signing_key == "vcek" and not any(report.chip_id),
         revocation_checked=crl_end != math.inf,
         simulated=root.simulated,
         expires=expires,

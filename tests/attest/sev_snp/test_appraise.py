@@ -191,7 +191,7 @@ def test_a_masked_chip_id_by_permission_only() -> None:
     report = verify_report(masked, [MILAN.leaf], NOW, simulated_roots(), allow_masked_chip_id=True)
     assert report.chip_id_masked and codes(report) == []
     assert codes(report, RULES, _values(chip_ids=(MILAN.hwid.hex(),))) == ["chip_id"]
-    assert not verified().chip_id_masked
+    assert not verified().chip_id_masked and not verified(VLEK).chip_id_masked  # a VLEK is of no chip
 
 
 def test_every_tcb_of_the_report_is_read_in_the_order_of_its_product() -> None:
