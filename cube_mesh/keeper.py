@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attest.appraise import AttestationResult
 from attest.attester import Closing, Collector, NoEvidence, evidence_for
 from attest.binding import Claims, Expected, Phase, Role
-from attest.errors import AttestError, UnsupportedEvidence
+from attest.errors import AttestError, EndorsementUnavailable, UnsupportedEvidence
 from attest.policy import load_policy, parse_policy
 from attest.verifier import Verifier
 from cube_mesh.attesters import collector_from_settings
@@ -226,15 +226,25 @@ class Keeper:
             raise UnsupportedEvidence(f"no evidence policy named {policy_name!r}")
         now = self._clock()
         if expected.phase is not Phase.PASSPORT:
-            return verifier.appraise(raw, expected, now=now)
+            return await self._judged(verifier, raw, expected, now)
         key = (hashlib.sha256(raw).digest(), expected, policy_name)
         known = self._memo.get(key)
         if known is None or known.expires <= now:
-            known = verifier.appraise(raw, expected, now=now)
+            known = await self._judged(verifier, raw, expected, now)
             if len(self._memo) >= _MEMO_ENTRIES:
                 self._memo.clear()
             self._memo[key] = known
         return known
+
+    async def _judged(self, verifier: Appraiser, raw: bytes, expected: Expected, now: float) -> AttestationResult:
+        """The verdict; where configuration lets evidence call for collateral, after that has come."""
+        try:
+            return verifier.appraise(raw, expected, now=now)
+        except EndorsementUnavailable:
+            on_demand = self.feed.on_demand if self.feed is not None else None
+            if on_demand is None or not await on_demand.obtain(raw):
+                raise
+        return verifier.appraise(raw, expected, now=self._clock())
 
     async def appraise_session(self, session: str, policy_name: str) -> AttestationResult:
         """See ``KeeperPort``. Everything is verified again: another policy may have looked at less."""

@@ -264,6 +264,7 @@ class Collateral(Section, frozen=True, kw_only=True):
     offline: bool = False  # never fetch; the cache is filled by `cube-mesh attest collateral fetch`
     tdx_platforms: tuple[str, ...] = ()  # FMSPC (12 hex digits) of each kind of platform, or FMSPC/processor
     snp_products: tuple[str, ...] = ()  # Milan, Genoa, Turin: whose revocation list is kept
+    on_demand: bool = False  # fetch also what a peer's evidence lacks: VCEKs of snp_products, any TDX platform's set
     token_issuers: tuple[str, ...] = ()  # whose keys are kept, by OpenID Connect discovery; https
     amd_url: str = "https://kdsintf.amd.com"  # or a mirror
     intel_url: str = "https://api.trustedservices.intel.com"  # or a mirror

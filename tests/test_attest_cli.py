@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner
 
 from attest.attester import evidence_for
@@ -119,6 +121,18 @@ def test_real_files(vectors: Path, name: str) -> None:
     found, answer = _verdict(*resolved, *clock)
     assert (found, answer["reason"]) == (code, reason), answer
     assert answer["verdict"] == ("accept" if code == 0 else "reject")
+
+
+def test_the_answer_of_azures_metadata_service_is_taken_as_it_is(vectors: Path, tmp_path: Path) -> None:
+    vcek = (vectors / "azure/trustee-az-snp/vcek.pem").read_text()
+    chain = (vectors / "snp/roots/milan-ask.der").read_bytes()
+    ask = x509.load_der_x509_certificate(chain).public_bytes(Encoding.PEM).decode()
+    answer = {"vcekCert": vcek, "tcbm": "DB18000000000004", "certificateChain": ask, "cacheControl": "86400"}
+    thim = _write(tmp_path / "thim.json", json.dumps(answer).encode())
+    arguments = [vectors / item if "/" in item else item for item in TRUSTEE]
+    assert _verdict(*arguments, "--endorsements", thim, "--now", NOW)[1]["reason"] == "ok"
+    broken = _write(tmp_path / "broken.json", json.dumps(answer | {"certificateChain": "none"}).encode()[:-9])
+    assert _verdict(*arguments, "--endorsements", broken, "--now", NOW)[1]["reason"] == "malformed_collateral"
 
 
 def _write(path: Path, raw: bytes) -> Path:

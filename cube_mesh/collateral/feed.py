@@ -1,7 +1,7 @@
 """A node's collateral: what its verifiers need, from the cache at start and refreshed before it goes stale.
 
-Which items, the configuration says: evidence of a peer can name any platform and any issuer, and never makes the node
-fetch. What is out of its time is not handed out, so that a verifier then refuses by name.
+Which items, the configuration says: evidence of a peer can name any platform and any issuer, and makes the node fetch
+only where ``on_demand`` is on. What is out of its time is not handed out, so that a verifier then refuses by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from attest.appraise import AttestationResult
 from attest.binding import Expected
-from attest.errors import AttestError
+from attest.errors import AttestError, EndorsementUnavailable
 from attest.items import Item, Record, check, parse_item
 from attest.jws import Jwk, parse_jwks
 from attest.policy import EvidencePolicy
@@ -23,6 +23,7 @@ from attest.schemes.gcp.token import ISSUER
 from attest.verifier import Verifier
 from attest.vouch import tdx_items, tdx_set
 from cube_mesh.collateral.fetcher import CollateralUnavailable, Fetcher
+from cube_mesh.collateral.on_demand import OnDemand
 from cube_mesh.collateral.sources import Sources
 from cube_mesh.collateral.store import Store
 from cube_mesh.errors import ConfigError
@@ -50,7 +51,7 @@ class Numbers(Protocol):
 
 class Feed:
     """The items of ``sets`` (each four, as ``vouch.tdx_items`` names them) and ``single``. Nothing is there before
-    ``start``. ``clock`` is Unix time.
+    ``start``. ``on_demand``: what peers' evidence may call for beside those, if anything. ``clock`` is Unix time.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Feed:
         sets: Sequence[tuple[Item, Item, Item, Item]],
         single: Sequence[Item],
         *,
+        on_demand: OnDemand | None = None,
         clock: Callable[[], float] = time.time,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.items = tuple(dict.fromkeys([*(item for items in sets for item in items), *single]))
         self._fetcher, self._sets, self._single = fetcher, sets, single
+        self.on_demand = on_demand
         self._clock, self._draw = clock, draw
         self._records: dict[Item, Record] = {}
         self._ready: list[tuple[float, bytes]] = []  # each with its end
@@ -177,7 +180,14 @@ class FedVerifier:
         if keys != self._keys:
             self._keys = keys
             self._verifier = Verifier(self._policy, allow_simulated=self._allow_simulated, token_keys=keys)
-        return self._verifier.appraise(raw, expected, now=now, endorsements=self._feed.endorsements(now))
+        kept = self._feed.endorsements(now)
+        try:
+            return self._verifier.appraise(raw, expected, now=now, endorsements=kept)
+        except EndorsementUnavailable:
+            own = self._feed.on_demand.ready(raw, now) if self._feed.on_demand is not None else ()
+            if not own:
+                raise
+        return self._verifier.appraise(raw, expected, now=now, endorsements=(*own, *kept))
 
 
 def issuers_of(policy: EvidencePolicy) -> tuple[str, ...]:
@@ -190,7 +200,7 @@ def issuers_of(policy: EvidencePolicy) -> tuple[str, ...]:
 def feed_from_settings(settings: Collateral) -> Feed | None:
     """The feed of a node; None without a cache directory. ConfigError says which setting is wrong."""
     if not settings.cache_dir:
-        if settings.tdx_platforms or settings.snp_products or settings.token_issuers:
+        if settings.tdx_platforms or settings.snp_products or settings.token_issuers or settings.on_demand:
             raise ConfigError("is needed for what collateral names", key="collateral.cache_dir")
         return None
     fetcher = Fetcher(
@@ -204,7 +214,8 @@ def feed_from_settings(settings: Collateral) -> Feed | None:
     for issuer in settings.token_issuers:
         check_url(issuer, "collateral.token_issuers")
     keys = [_item("collateral.token_issuers", f"jwks:{issuer}") for issuer in settings.token_issuers]
-    return Feed(fetcher, sets, [*lists, *keys])
+    on_demand = OnDemand(fetcher, settings.snp_products) if settings.on_demand else None
+    return Feed(fetcher, sets, [*lists, *keys], on_demand=on_demand)
 
 
 def _set(platform: str) -> tuple[Item, Item, Item, Item]:
