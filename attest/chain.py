@@ -207,7 +207,7 @@ def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now
     ``crl_not_yet_valid``). A list without nextUpdate never ends, and is refused for that (RFC 5280 §5.1.2.5 wants it).
     """
     name = common_name(issuer)
-    if _issuer_name(crl) != _subject_name(issuer) or not _signs_crls(issuer):
+    if not _is_named_as(crl, issuer) or not _signs_crls(issuer):
         raise VerificationFailed(f"the revocation list is not of {name}", code="crl_issuer")
     unknown = [e.oid.dotted_string for e in crl.extensions if e.critical and e.oid not in _UNDERSTOOD_IN_CRLS]
     if unknown:
@@ -223,13 +223,24 @@ def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now
 
 def check_not_revoked(certificate: x509.Certificate, crl: x509.CertificateRevocationList) -> None:
     """The serial number is not in the list of the certificate's issuer (``check_crl`` comes first), any reason."""
-    if _issuer_name(certificate) != _issuer_name(crl):
+    if not _have_one_issuer(certificate, crl):
         raise VerificationFailed("the revocation list is of another issuer", code="crl_issuer")
     if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
         name = certificate.subject.rfc4514_string()
         raise VerificationFailed(f"certificate {name} is revoked", code="certificate_revoked")
 
 
+@remembered
+def _is_named_as(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    return _issuer_name(crl) == _subject_name(issuer)
+
+
+@remembered
+def _have_one_issuer(certificate: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
+    return _issuer_name(certificate) == _issuer_name(crl)
+
+
+@remembered
 def _crl_signed(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
     try:
         return crl.is_signature_valid(public_key(issuer))  # type: ignore[arg-type]
@@ -237,6 +248,7 @@ def _crl_signed(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -
         return False
 
 
+@remembered
 def _signs_crls(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign

@@ -38,6 +38,7 @@ __all__ = [
     "qe_identity",
     "raw_signature",
     "simulated_intel_roots",
+    "standing_certificate",
     "tcb_info",
     "tcb_level",
 ]
@@ -117,6 +118,12 @@ def certificate(
         value = x509.UnrecognizedExtension(x509.ObjectIdentifier(SGX_EXTENSION), extension)
         builder = builder.add_extension(value, critical=False)
     return builder.sign(signer or key(issuer), hashes.SHA256())
+
+
+@cache
+def standing_certificate(kind: str) -> x509.Certificate:
+    """A CA's or signer's certificate with nothing changed: one and the same in quotes and collateral, as with Intel."""
+    return certificate(kind)
 
 
 def pck_extension(info: PckInfo, *, omit: Sequence[str] = ()) -> bytes:
@@ -217,9 +224,9 @@ def collateral(
 ) -> bytes:
     """A set in dcap-qvl's JSON form; ``tcb``, ``qe``: the documents; ``changes`` replace members as they stand."""
     tcb_text, qe_text = (json.dumps(document) for document in (tcb or tcb_info(), qe or qe_identity()))
-    signing_chain = pem(certificate("signer"), root_certificate())
+    signing_chain = pem(standing_certificate("signer"), root_certificate())
     members = {
-        "pck_crl_issuer_chain": pem(certificate(ca), root_certificate()),
+        "pck_crl_issuer_chain": pem(standing_certificate(ca), root_certificate()),
         "root_ca_crl": crl("root").public_bytes(Encoding.DER).hex(),
         "pck_crl": crl(ca).public_bytes(Encoding.DER).hex(),
         "tcb_info_issuer_chain": signing_chain,

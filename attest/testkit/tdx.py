@@ -27,6 +27,7 @@ from attest.testkit.intel import (
     pem,
     raw_signature,
     root_certificate,
+    standing_certificate,
 )
 
 __all__ = ["SimulatedTdxCollector", "TdxPlatform"]
@@ -54,7 +55,7 @@ class TdxPlatform:
     @cached_property
     def chain(self) -> tuple[x509.Certificate, ...]:
         """PCK certificate, its CA, root."""
-        return self.pck(), certificate(self.ca), root_certificate()
+        return self.pck(), standing_certificate(self.ca), root_certificate()
 
     def pck(self, **changes: object) -> x509.Certificate:
         """The PCK certificate with arguments of :func:`attest.testkit.intel.certificate` changed."""

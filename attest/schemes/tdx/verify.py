@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.anchors import intel_root
-from attest.chain import check_crl, check_not_revoked, common_name, load_chain, verify_chain
+from attest.chain import check_crl, check_not_revoked, common_name, load_chain, public_key, remembered, verify_chain
 from attest.collateral import TdxCollateral
 from attest.errors import BindingMismatch, EndorsementUnavailable, Stale, UnsupportedEvidence, VerificationFailed
 from attest.schemes.tdx.abi import INTEL_QE_VENDOR, Quote, parse_quote
@@ -137,7 +137,7 @@ def verify_collateral(collateral: TdxCollateral, now: float, roots: Sequence[Roo
         (collateral.qe_identity_issuer_chain, collateral.qe_identity, collateral.qe_identity_signature, "qe_identity"),
     ):
         signer, end = _under_root(chain, root, collateral.root_ca_crl, (_SIGNER_NAME,), now, ca=False)
-        check_signature(signer.public_key(), signature, raw, f"{what}_signature")
+        check_signature(public_key(signer), signature, raw, f"{what}_signature")
         ends.append(end)
     tcb_info, qe_identity = decode_tcb_info(collateral.tcb_info), decode_qe_identity(collateral.qe_identity)
     for dated, what in ((tcb_info, "tcb_info"), (qe_identity, "qe_identity")):
@@ -216,7 +216,7 @@ def verify_signatures(
         raise VerificationFailed(f"{pck.subject.rfc4514_string()} is no {_PCK_NAME}", code="pck_chain")
     end = verify_chain(pck, (pck_ca,), (root.certificate,), now)
     # 3. The platform vouches for the quoting enclave, 4. the enclave for the attestation key, 5. that for the quote.
-    check_signature(pck.public_key(), quote.qe_report_signature, quote.raw_qe_report, "qe_report_signature")
+    check_signature(public_key(pck), quote.qe_report_signature, quote.raw_qe_report, "qe_report_signature")
     vouched = hashlib.sha256(quote.attestation_key + quote.qe_auth_data).digest() + bytes(32)
     if not hmac.compare_digest(quote.qe_report.report_data, vouched):
         raise VerificationFailed("the quoting enclave does not vouch for the attestation key", code="attestation_key")
@@ -275,12 +275,17 @@ def _under_root(
 
 def _check_revocation(pck: x509.Certificate, pck_ca: x509.Certificate, collateral: VerifiedCollateral) -> None:
     """The PCK list must be of the CA that issued this certificate: platform and processor CA have one each."""
-    if pck_ca.subject != collateral.pck_ca.subject or pck_ca.public_key() != collateral.pck_ca.public_key():
+    if not _same_ca(pck_ca, collateral.pck_ca):
         raise EndorsementUnavailable(
             f"collateral has no revocation list of {pck_ca.subject.rfc4514_string()}", code="pck_crl_missing"
         )
     check_not_revoked(pck_ca, collateral.root_crl)
     check_not_revoked(pck, collateral.pck_crl)
+
+
+@remembered
+def _same_ca(one: x509.Certificate, other: x509.Certificate) -> bool:
+    return one == other or (one.subject == other.subject and public_key(one) == public_key(other))
 
 
 def _check_time(start: float, end: float, now: float, what: str) -> None:
@@ -308,6 +313,7 @@ def check_signature(key: object, signature: bytes, data: bytes, code: str) -> No
         raise VerificationFailed(f"{code.replace('_', ' ')}: does not verify", code=code) from None
 
 
+@remembered
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
