@@ -9,10 +9,26 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attest.chain import load_certificate, verify_chain
+from attest.chain import (
+    MAX_CHAIN,
+    MAX_CHAIN_BYTES,
+    MAX_CRL_BYTES,
+    MAX_REMEMBERED,
+    check_crl,
+    check_not_revoked,
+    common_name,
+    forget,
+    load_certificate,
+    load_certificates,
+    load_chain,
+    load_crl,
+    remembered,
+    verify_chain,
+)
+from attest.der import der_items
 from attest.errors import AttestError, MalformedEvidence
 from attest.schemes.vtpm.verify import verify_ak_certificate, verify_quote
 from attest.testkit.pki import name
@@ -126,3 +142,157 @@ def test_real_ak_certificate_of_a_cloud(vectors: Path) -> None:
     leaf, intermediate = (load_certificate((directory / n).read_bytes()) for n in ("akcert.pem", "ak_intermediate.crt"))
     root = load_certificate((vectors / "gcp" / "roots" / "gcp_ek_ak_ca_root.crt").read_bytes())
     assert verify_chain(leaf, [intermediate], [root], NOW) == leaf.not_valid_after_utc.timestamp()
+
+
+# -- files of certificates ---------------------------------------------------------------------------------------------
+
+
+def _der(*certificates: x509.Certificate) -> bytes:
+    return b"".join(certificate.public_bytes(Encoding.DER) for certificate in certificates)
+
+
+def _pem(*certificates: x509.Certificate) -> bytes:
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [_der(LEAF, SUB), _pem(LEAF, SUB), b"text\n" + _pem(LEAF) + b"\nmore\n" + _pem(SUB), _der(LEAF, SUB) + bytes(3),
+     _pem(LEAF, SUB) + bytes(3)],
+    ids=["DER", "PEM", "text between", "DER and zeros", "PEM and zeros"],
+)  # fmt: skip
+def test_several_in_one_file(raw: bytes) -> None:
+    assert load_certificates(raw) == load_chain(raw) == (LEAF, SUB)
+
+
+def test_a_chain_that_begins_with_its_root_is_turned() -> None:
+    assert load_chain(_pem(ROOT, SUB, LEAF)) == (LEAF, SUB, ROOT) == load_chain(_pem(LEAF, SUB, ROOT))
+    assert load_certificates(_pem(ROOT, SUB, LEAF)) == (ROOT, SUB, LEAF)
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"", "malformed_certificate"),
+        (_der(LEAF)[:-1], "malformed_certificate"),
+        (_der(LEAF) + b"\x30\x03\x02\x01\x00", "malformed_certificate"),
+        (_pem(*[LEAF] * (2 * MAX_CHAIN + 1)), "malformed_certificate"),
+        (bytes(MAX_CHAIN_BYTES + 1), "oversize"),
+    ],
+    ids=["none", "cut", "a short sequence", "too many", "too large"],
+)
+def test_files_that_are_no_certificates(raw: bytes, code: str) -> None:
+    with pytest.raises(MalformedEvidence) as caught:
+        load_certificates(raw)
+    assert caught.value.code == code
+
+
+def test_one_certificate_has_a_greatest_size() -> None:
+    with pytest.raises(MalformedEvidence) as caught:
+        load_certificate(_der(LEAF) + bytes(1 << 17))
+    assert caught.value.code == "oversize"
+
+
+def test_names() -> None:
+    assert common_name(LEAF) == "ak"
+    nobody = x509.CertificateBuilder(name("root"), x509.Name([]), KEYS["ak"].public_key(), 1, START, END)
+    assert common_name(nobody.sign(KEYS["root"], hashes.SHA256())) == ""
+
+
+def test_what_is_remembered_is_forgotten_in_time() -> None:
+    """A fact is asked for once for each certificate, and a table of facts never grows above its bound."""
+    asked = []
+
+    @remembered
+    def subject(certificate: x509.Certificate) -> str:
+        asked.append(certificate)
+        return certificate.subject.rfc4514_string()
+
+    many = [_certificate("ak", "sub") for _ in range(MAX_REMEMBERED + 1)]
+    assert [subject(one) for one in (*many[:2], *many[:2])] == [many[0].subject.rfc4514_string()] * 4
+    assert len(asked) == 2
+    for one in many:
+        subject(one)
+    subject(many[0])  # the table was full, so it has been asked for again
+    assert len(asked) == MAX_REMEMBERED + 2
+    forget()
+    subject(many[0])
+    assert len(asked) == MAX_REMEMBERED + 3
+
+
+# -- revocation lists --------------------------------------------------------------------------------------------------
+
+
+def _list(*revoked: x509.Certificate, **changes: Any) -> x509.CertificateRevocationList:
+    builder = x509.CertificateRevocationListBuilder(
+        changes.get("issuer", ROOT.subject), changes.get("start", START), changes.get("end", END)
+    )
+    for certificate in revoked:
+        entry = x509.RevokedCertificateBuilder(certificate.serial_number, START)
+        builder = builder.add_revoked_certificate(entry.build())
+    for extension, critical in changes.get("extensions", ((x509.CRLNumber(1), False),)):
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(KEYS[changes.get("signer", "root")], hashes.SHA256())
+
+
+def _tlv(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    head = (
+        bytes((size,)) if size < 128 else b"\x81" + bytes((size,)) if size < 256 else b"\x82" + size.to_bytes(2, "big")
+    )
+    return bytes((tag,)) + head + content
+
+
+def _endless() -> x509.CertificateRevocationList:
+    """A list without nextUpdate, which ``cryptography`` would not write."""
+    ((_, outer),) = der_items(_list().public_bytes(Encoding.DER))
+    (_, signed), (_, algorithm), _ = der_items(outer)
+    signed = _tlv(0x30, b"".join(_tlv(*item) for at, item in enumerate(der_items(signed)) if at != 4))
+    signature = KEYS["root"].sign(signed, ec.ECDSA(hashes.SHA256()))
+    return load_crl(_tlv(0x30, signed + _tlv(0x30, algorithm) + _tlv(0x03, b"\x00" + signature)))
+
+
+IDLE_ROOT = _certificate("root", "root", _ca()[0], (NO_SIGN, True))
+DUMB_ROOT = _certificate("root", "root", _ca()[0])
+ODD_ROOT = x509.CertificateBuilder(
+    name("root"), name("root"), x25519.X25519PrivateKey.generate().public_key(), 1, START, END
+).add_extension(USAGE, True).sign(KEYS["root"], hashes.SHA256())  # fmt: skip
+LISTS: dict[str, tuple[x509.CertificateRevocationList, x509.Certificate, str]] = {
+    "of another issuer": (_list(issuer=SUB.subject), ROOT, "crl_issuer"),
+    "the issuer may not sign lists": (_list(), IDLE_ROOT, "crl_issuer"),
+    "the issuer does not say that it may": (_list(), DUMB_ROOT, "crl_issuer"),
+    "critical extension": (_list(extensions=(CRITICAL,)), ROOT, "critical_extension"),
+    "signed by another": (_list(signer="sub"), ROOT, "crl_signature"),
+    "the issuer's key signs nothing": (_list(), ODD_ROOT, "crl_signature"),
+    "expired": (_list(start=PAST["start"], end=PAST["end"]), ROOT, "crl_expired"),
+    "not yet valid": (_list(start=FUTURE["start"]), ROOT, "crl_not_yet_valid"),
+    "never ends": (_endless(), ROOT, "crl_expired"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_lists_that_do_not_count(case: str) -> None:
+    crl, issuer, code = LISTS[case]
+    with pytest.raises(AttestError) as caught:
+        check_crl(crl, issuer, NOW)
+    assert caught.value.code == code, caught.value
+
+
+def test_revoked_or_not() -> None:
+    crl = _list(SUB)
+    assert check_crl(crl, ROOT, NOW) == END.timestamp()
+    check_not_revoked(_certificate("sub", "root", *_ca(0)), crl)
+    for certificate, code in ((SUB, "certificate_revoked"), (LEAF, "crl_issuer")):
+        with pytest.raises(AttestError) as caught:
+            check_not_revoked(certificate, crl)
+        assert caught.value.code == code
+
+
+def test_lists_as_files() -> None:
+    crl = _list()
+    for encoding in (Encoding.DER, Encoding.PEM):
+        assert load_crl(crl.public_bytes(encoding)) == crl
+    for raw in (b"", b"junk", crl.public_bytes(Encoding.DER)[:-1], bytes(MAX_CRL_BYTES + 1)):
+        with pytest.raises(MalformedEvidence) as caught:
+            load_crl(raw)
+        assert caught.value.code == "malformed_crl"
