@@ -62,7 +62,7 @@ bench-check: $(VENV)/.test tools ## CPU per request, as a ratio to nginx, agains
 fuzz: $(VENV)/.test tools ## fuzz the parser with sanitizers for FUZZ_SECONDS (60)
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-prove: prove-01 prove-02 prove-03 ## every "must show" line of every issue, in full; figures go to docs/proofs/
+prove: prove-01 prove-02 prove-03 prove-04 ## every "must show" line of every issue, in full; figures go to docs/proofs/
 
 prove-%: $(VENV)/.test $(VENV)/.model tools
 	$(BIN)/python -m tests.prove $*
