@@ -6,7 +6,9 @@ Nothing is verified here. Section numbers are those of part 2.
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum
+from functools import lru_cache
 
 import msgspec
 
@@ -31,7 +33,12 @@ __all__ = [
 TPM_GENERATED = 0xFF544347
 ST_ATTEST_QUOTE = 0x8018
 MAX_STRUCTURE_BYTES = 2048  # above any quote, public area or signature of the algorithms below
+MAX_PART_BYTES = 16_384  # above three of these and all PCRs of four banks
 _MAX_BANKS = 8
+_MAX_INDEX = 31
+_U16, _HEAD, _SELECTION = struct.Struct(">H"), struct.Struct(">IH"), struct.Struct(">HB")
+_CLOCK = struct.Struct(">QIIBQI")  # TPMS_CLOCK_INFO, firmware version, number of selections
+_KEY, _SCHEME, _RSA, _ECC = struct.Struct(">HHI"), struct.Struct(">HH"), struct.Struct(">HI"), struct.Struct(">HH")
 
 
 class Alg(IntEnum):
@@ -133,12 +140,17 @@ class _Reader:
         self._at = end
         return data
 
-    def uint(self, width: int) -> int:
-        return int.from_bytes(self.take(width), "big")
+    def numbers(self, layout: struct.Struct) -> tuple[int, ...]:
+        try:
+            values = layout.unpack_from(self._raw, self._at)
+        except struct.error:
+            raise MalformedEvidence(f"{self._what}: truncated") from None
+        self._at += layout.size
+        return values
 
     def sized(self, most: int) -> bytes:
         """A TPM2B of at most ``most`` bytes."""
-        length = self.uint(2)
+        (length,) = self.numbers(_U16)
         if length > most:
             raise MalformedEvidence(f"{self._what}: field of {length} bytes, at most {most}")
         return self.take(length)
@@ -153,19 +165,22 @@ def parse_quote(raw: bytes) -> Quote:
     ``tpm_magic`` (§10.12.12: TPM_GENERATED_VALUE keeps restricted keys from signing forgeries) and ``tpm_type``.
     """
     reader = _Reader(raw, "TPMS_ATTEST")
-    if reader.uint(4) != TPM_GENERATED:
+    magic, kind = reader.numbers(_HEAD)
+    if magic != TPM_GENERATED:
         raise MalformedEvidence("TPMS_ATTEST: not made by a TPM", code="tpm_magic")
-    if reader.uint(2) != ST_ATTEST_QUOTE:
+    if kind != ST_ATTEST_QUOTE:
         raise MalformedEvidence("TPMS_ATTEST: not a quote", code="tpm_type")
+    qualified_signer, extra_data = reader.sized(66), reader.sized(64)
+    clock, reset_count, restart_count, safe, firmware_version, banks = reader.numbers(_CLOCK)
     quote = Quote(
-        qualified_signer=reader.sized(66),
-        extra_data=reader.sized(64),
-        clock=reader.uint(8),
-        reset_count=reader.uint(4),
-        restart_count=reader.uint(4),
-        safe=_yes_no(reader.uint(1)),
-        firmware_version=reader.uint(8),
-        selections=_selections(reader),
+        qualified_signer=qualified_signer,
+        extra_data=extra_data,
+        clock=clock,
+        reset_count=reset_count,
+        restart_count=restart_count,
+        safe=_yes_no(safe),
+        firmware_version=firmware_version,
+        selections=_selections(reader, banks),
         pcr_digest=reader.sized(64),
     )
     reader.end()
@@ -178,40 +193,45 @@ def _yes_no(value: int) -> bool:
     return value == 1
 
 
-def _selections(reader: _Reader) -> tuple[PcrSelection, ...]:
-    count = reader.uint(4)
+def _selections(reader: _Reader, count: int) -> tuple[PcrSelection, ...]:
     if count > _MAX_BANKS:
         raise MalformedEvidence(f"TPMS_ATTEST: {count} PCR banks")
     selections = []
     for _ in range(count):
-        bank, size = reader.uint(2), reader.uint(1)
+        bank, size = reader.numbers(_SELECTION)
         if not 1 <= size <= 4:
             raise MalformedEvidence(f"TPMS_ATTEST: PCR bitmap of {size} bytes")
-        bitmap = int.from_bytes(reader.take(size), "little")
-        selections.append(PcrSelection(bank, tuple(i for i in range(8 * size) if bitmap >> i & 1)))
+        selections.append(PcrSelection(bank, _indexes(reader.take(size))))
     if len({selection.bank for selection in selections}) != count:
         raise MalformedEvidence("TPMS_ATTEST: a PCR bank is selected twice")
     return tuple(selections)
 
 
+@lru_cache(maxsize=256)
+def _indexes(bitmap: bytes) -> tuple[int, ...]:
+    bits = int.from_bytes(bitmap, "little")
+    return tuple(index for index in range(8 * len(bitmap)) if bits >> index & 1)
+
+
 def parse_public(raw: bytes) -> Public:
     """The public area of an RSA or ECC key; other kinds are MalformedEvidence. ``verify`` judges curve and sizes."""
     reader = _Reader(raw, "TPMT_PUBLIC")
-    kind, name_alg, attributes = reader.uint(2), reader.uint(2), reader.uint(4)
+    kind, name_alg, attributes = reader.numbers(_KEY)
     if kind not in (Alg.RSA, Alg.ECC):
         raise MalformedEvidence(f"TPMT_PUBLIC: key type {kind:#06x}")
     reader.sized(64)  # authPolicy: who may use the key is the machine's own affair
-    if reader.uint(2) != Alg.NULL:  # TPMT_SYM_DEF_OBJECT: only storage keys have one
+    symmetric, scheme = reader.numbers(_SCHEME)
+    if symmetric != Alg.NULL:  # TPMT_SYM_DEF_OBJECT: only storage keys have one
         raise MalformedEvidence("TPMT_PUBLIC: a storage key", code="ak_attributes")
-    scheme = reader.uint(2)
-    scheme_hash = reader.uint(2) if scheme != Alg.NULL else 0
+    scheme_hash = reader.numbers(_U16)[0] if scheme != Alg.NULL else 0
     key_bits = exponent = curve = 0
     if kind == Alg.RSA:
-        key_bits, exponent = reader.uint(2), reader.uint(4) or 65537
+        key_bits, exponent = reader.numbers(_RSA)
+        exponent = exponent or 65537
         unique: tuple[bytes, ...] = (reader.sized(512),)
     else:
-        curve = reader.uint(2)
-        if reader.uint(2) != Alg.NULL:
+        curve, derivation = reader.numbers(_ECC)
+        if derivation != Alg.NULL:
             raise MalformedEvidence("TPMT_PUBLIC: key derivation scheme")
         unique = (reader.sized(66), reader.sized(66))
     reader.end()
@@ -221,7 +241,7 @@ def parse_public(raw: bytes) -> Public:
 def parse_signature(raw: bytes) -> Signature:
     """An RSASSA, RSAPSS or ECDSA signature; another algorithm is MalformedEvidence."""
     reader = _Reader(raw, "TPMT_SIGNATURE")
-    alg, hash_alg = reader.uint(2), reader.uint(2)
+    alg, hash_alg = reader.numbers(_SCHEME)
     if alg in (Alg.RSASSA, Alg.RSAPSS):
         values: tuple[bytes, ...] = (reader.sized(512),)
     elif alg == Alg.ECDSA:
@@ -240,6 +260,8 @@ def encode_quote_part(part: QuotePart) -> bytes:
 
 def decode_quote_part(body: bytes) -> QuotePart:
     """The inverse, unverified; shapes and digest sizes are checked, the structures inside are not yet parsed."""
+    if len(body) > MAX_PART_BYTES:
+        raise MalformedEvidence(f"tpm2-quote: {len(body)} bytes are above {MAX_PART_BYTES}", code="oversize")
     try:
         attest, signature, ak_public, pcrs = msgspec.convert(
             cbor_decode(body), tuple[bytes, bytes, bytes, dict[int, dict[int, bytes]]], builtin_types=(bytes,)
@@ -247,7 +269,6 @@ def decode_quote_part(body: bytes) -> QuotePart:
     except msgspec.ValidationError as error:
         raise MalformedEvidence(f"tpm2-quote: {error}") from None
     for bank, values in pcrs.items():
-        size = DIGEST_BYTES.get(bank)
-        if any(index > 31 or len(digest) != size for index, digest in values.items()):
+        if set(map(len, values.values())) - {DIGEST_BYTES.get(bank)} or max(values, default=0) > _MAX_INDEX:
             raise MalformedEvidence(f"tpm2-quote: PCR values of bank {bank:#06x}")
     return QuotePart(attest, signature, ak_public, pcrs)

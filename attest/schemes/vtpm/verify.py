@@ -139,6 +139,7 @@ def _values(pcrs: Mapping[int, Mapping[int, bytes]]) -> dict[str, dict[int, str]
     return {_bank_name(bank): {i: v.hex() for i, v in digests.items()} for bank, digests in pcrs.items()}
 
 
+@lru_cache(maxsize=256)
 def ak_name(ak_public: bytes) -> str:
     """The TPM name of a key with nameAlg SHA-256, hex: ``000b`` and SHA-256 of its TPMT_PUBLIC (part 1 §16)."""
     return "000b" + hashlib.sha256(ak_public).hexdigest()
@@ -238,15 +239,15 @@ def _load_ec(public: Public) -> ec.EllipticCurvePublicKey:
 def _check_pcrs(
     quote: Quote, pcrs: Mapping[int, Mapping[int, bytes]], hash_alg: int, algorithms: Mapping[int, hashes.HashAlgorithm]
 ) -> None:
-    if not any(selection.indexes for selection in quote.selections):
+    selected = {selection.bank: set(selection.indexes) for selection in quote.selections if selection.indexes}
+    if not selected:
         raise VerificationFailed("the quote selects no PCR", code="pcr_selection")
     for selection in quote.selections:
         if selection.bank not in algorithms:
             raise UnsupportedEvidence(f"PCR bank {_bank_name(selection.bank)} is not accepted", code="pcr_bank")
-    selected = {selection.bank: set(selection.indexes) for selection in quote.selections if selection.indexes}
     if selected != {bank: set(values) for bank, values in pcrs.items()}:
         raise VerificationFailed("the PCR values carried are not those selected", code="pcr_selection")
-    quoted = b"".join(pcrs[s.bank][index] for s in quote.selections for index in s.indexes)
+    quoted = b"".join([pcrs[s.bank][index] for s in quote.selections for index in s.indexes])
     digest = hashlib.new(BANK_NAMES[hash_alg], quoted).digest()
     if not hmac.compare_digest(digest, quote.pcr_digest):
         raise VerificationFailed("the PCR values carried do not give the quoted digest", code="pcr_digest")
