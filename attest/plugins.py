@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
-from attest.errors import AttestError, Mismatch, UnsupportedEvidence, VerificationFailed
-from attest.evidence import Part
+from attest.errors import AttestError, CollectionFailed, Mismatch, UnsupportedEvidence, VerificationFailed
+from attest.evidence import HARDWARE, Part
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["BUILT_IN", "GROUP", "Scheme", "SchemeResult", "check_scheme", "judge", "load_scheme"]
+__all__ = ["BUILT_IN", "GROUP", "Scheme", "SchemeCollector", "SchemeResult", "check_scheme", "judge", "load_scheme"]
 
 GROUP = "attest.schemes"
 BUILT_IN = frozenset({"sev-snp", "tdx", "vtpm", "azure", "maa", "gcp", "bundle", "none"})
@@ -61,6 +61,28 @@ class Scheme(Protocol):
         endorsements: Sequence[bytes],
         now: float,
     ) -> SchemeResult: ...
+
+
+class SchemeCollector:
+    """A scheme as an attester's collector (``attester.Collector``). Whatever goes wrong in its code, and parts that no
+    verifier would take, are CollectionFailed ("scheme_failed").
+    """
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme, self._own = scheme.name, scheme
+
+    def parts(self, data_hash: bytes) -> dict[int, Part]:
+        """The scheme's parts over ``data_hash`` (32 bytes): its one, where hardware evidence stands."""
+        try:
+            made = self._own.collect(data_hash)
+        except CollectionFailed:
+            raise
+        except Exception as error:  # foreign code: its mistakes are the attester's failure, not the node's
+            raise CollectionFailed(f"scheme {self.scheme}: {error!r}", code="scheme_failed") from error
+        part = made.get(HARDWARE) if isinstance(made, dict) else None
+        if not isinstance(part, Part) or set(made) != {HARDWARE} or part.media_type != self._own.media_type:
+            raise CollectionFailed(f"scheme {self.scheme} made other parts than its own", code="scheme_failed")
+        return made
 
 
 def judge(

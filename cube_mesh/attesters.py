@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from attest.attester import Collector, NoEvidence, WithTpm
+from attest.errors import AttestError
+from attest.plugins import Scheme, SchemeCollector, load_scheme
 from attest.schemes.azure.collect import AzureCollector, MaaCollector
 from attest.schemes.gcp.collect import SpaceCollector, gce_collector
 from attest.schemes.sev_snp.collect import SnpCollector
@@ -18,7 +20,7 @@ from cube_mesh.https import check_url
 from cube_mesh.settings import Attestation, Settings
 from cube_mesh.tls.ca import load_certificates
 
-__all__ = ["AGENTS", "collector_from_settings"]
+__all__ = ["AGENTS", "collector_from_settings", "schemes_from_settings"]
 
 
 def collector_from_settings(settings: Settings, role: Literal["proxy", "agent"]) -> Collector:
@@ -32,6 +34,21 @@ def collector_from_settings(settings: Settings, role: Literal["proxy", "agent"])
         return make(settings)
     except ValueError as error:
         raise ConfigError(str(error), key="attestation") from error
+
+
+def schemes_from_settings(settings: Settings) -> tuple[Scheme, ...]:
+    """The third parties' schemes that configuration enables; ConfigError for one that is not to be had."""
+    try:
+        return tuple(load_scheme(name) for name in dict.fromkeys(settings.attestation.schemes))
+    except AttestError as error:
+        raise ConfigError(str(error), key="attestation.schemes") from error
+
+
+def _scheme(settings: Settings) -> Collector:
+    schemes = schemes_from_settings(settings)
+    if len(schemes) != 1:
+        raise ConfigError('attester = "scheme" is the one that is named here', key="attestation.schemes")
+    return SchemeCollector(schemes[0])
 
 
 def _tpm(settings: Settings) -> TpmCollector:
@@ -149,6 +166,7 @@ AGENTS: dict[str, _Make] = {
     "azure": _azure,
     "maa": _maa,
     "gcp": _space,
+    "scheme": _scheme,
     "simulated-sev-snp": _simulated_snp,
     "simulated-tdx": _simulated_tdx,
 }

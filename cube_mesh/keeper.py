@@ -25,7 +25,7 @@ from attest.binding import Claims, Expected, Phase, Role
 from attest.errors import AttestError, EndorsementUnavailable, UnsupportedEvidence
 from attest.policy import load_policy, parse_policy
 from attest.verifier import Verifier
-from cube_mesh.attesters import collector_from_settings
+from cube_mesh.attesters import collector_from_settings, schemes_from_settings
 from cube_mesh.collateral.feed import Appraiser, FedVerifier, Feed, feed_from_settings
 from cube_mesh.errors import ConfigError
 from cube_mesh.settings import Mesh, Settings
@@ -368,11 +368,11 @@ def _verifiers(settings: Settings, feed: Feed | None) -> dict[str, Appraiser]:
 
 
 def _verifier(settings: Settings, feed: Feed | None, file: str, key: str) -> Appraiser:
+    simulated, schemes = settings.unsafe_allow_simulated, schemes_from_settings(settings)
     try:
         policy = load_policy(file)
+        if feed is not None:
+            return FedVerifier(policy, feed, allow_simulated=simulated, schemes=schemes)
+        return Verifier(policy, allow_simulated=simulated, schemes=schemes)
     except AttestError as error:
         raise ConfigError(str(error), key=key, where=file) from error
-    simulated = settings.unsafe_allow_simulated
-    if feed is not None:
-        return FedVerifier(policy, feed, allow_simulated=simulated)
-    return Verifier(policy, allow_simulated=simulated)

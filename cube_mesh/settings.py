@@ -232,6 +232,7 @@ Attester: TypeAlias = Literal[
     "azure",
     "maa",
     "gcp",
+    "scheme",
     "simulated-sev-snp",
     "simulated-tdx",
 ]
@@ -239,6 +240,7 @@ Attester: TypeAlias = Literal[
 
 class Attestation(Section, frozen=True, kw_only=True):
     attester: Attester = ""  # what evidence is made of; an agent must choose, a proxy says "none"
+    schemes: tuple[str, ...] = ()  # schemes of installed packages that policies may name; "scheme": the one of these
     tsm_dir: str = "/sys/kernel/config/tsm/report"  # "sev-snp" and "tdx": the kernel's configfs-tsm
     chip_cert_file: str = ""  # "sev-snp": VCEK or VLEK and its chain, sent where the host hands out none
     tcti: str = "device:/dev/tpmrm0"  # how the TPM is reached; swtpm:path=... in development

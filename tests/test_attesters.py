@@ -10,17 +10,21 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.binding import Expected, Phase, Role
-from attest.errors import CollectionFailed, VerificationFailed
+from attest.errors import AppraisalFailed, CollectionFailed, VerificationFailed
+from attest.evidence import HARDWARE, TOKEN, Part
 from attest.policy import first_report_policy
 from attest.testkit.intel import collateral
 from attest.testkit.snp import SnpPlatform
 from attest.testkit.tdx import TdxPlatform
 from attest.testkit.tsm import TsmDirectory, snp_responder, tdx_responder
 from attest.verifier import Verifier
+from cube_mesh.errors import ConfigError
 from cube_mesh.keeper import Keeper, keeper_from_settings
-from cube_mesh.settings import Attestation, Mesh, Settings
-from cube_mesh.tls.ca import init_ca
+from cube_mesh.settings import Attestation, Collateral, Mesh, Settings, Upstream
+from cube_mesh.tls.ca import init_ca, issue_leaf
 from cube_mesh.tls.identity import parse_peer_leaf, passport_of
+from tests.support.example_scheme import attest_example_scheme as example
+from tests.support.example_scheme.install import install_example
 
 AGENT = "spiffe://cube/agent/a1"
 
@@ -85,3 +89,70 @@ async def test_a_machine_without_the_device_serves_nothing(tmp_path: Path, attes
     with pytest.raises(CollectionFailed) as caught:
         await passport(one)
     assert caught.value.code == code and not one.has_leaf
+
+
+# --- a third party's scheme ---
+
+RULES = f'id = "p"\n[schemes.example]\nkey = "{example.KEY.hex()}"\nmin_level = {{}}\n'
+
+
+def proxy_settings(directory: Path, level: int, *schemes: str, cache: str = "") -> Settings:
+    """A proxy whose one agent must pass a policy of the example scheme."""
+    if not (directory / "proxy-p1.crt").exists():
+        init_ca(directory / "ca", "cube")
+        issue_leaf(directory / "ca", "proxy", "p1", directory)
+    (directory / "policy.toml").write_text(RULES.format(level))
+    cert, key = (str(directory / f"proxy-p1.{end}") for end in ("crt", "key"))
+    target = Upstream(name="u", url="atls://127.0.0.1:1", node_id=AGENT, policy=str(directory / "policy.toml"))
+    return Settings(
+        mesh=Mesh(node_id="p1", ca_file=str(directory / "ca/ca.crt"), cert_file=cert, key_file=key),
+        attestation=Attestation(attester="none", schemes=schemes),
+        collateral=Collateral(cache_dir=cache),
+        upstreams=(target,),
+    )
+
+
+@pytest.mark.parametrize("cached", [False, True])
+async def test_a_scheme_that_both_ends_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    install_example(monkeypatch, tmp_path)
+    cache = str(tmp_path / "cache") if cached else ""
+    accepting = keeper_from_settings(proxy_settings(tmp_path, 3, "example", cache=cache), "proxy")
+    raw, expected, _ = await passport(keeper(tmp_path, attester="scheme", schemes=("example",)))
+    policy = str(tmp_path / "policy.toml")
+    assert (await accepting.appraise(raw, expected, policy)).platform == "example"
+    strict = keeper_from_settings(proxy_settings(tmp_path, 4, "example", cache=cache), "proxy")
+    with pytest.raises(AppraisalFailed):
+        await strict.appraise(raw, expected, policy)
+    for one in (accepting, strict):
+        await one.close()
+
+
+@pytest.mark.parametrize("cache", ["", "cache"])
+def test_an_installed_scheme_that_configuration_does_not_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    install_example(monkeypatch, tmp_path)
+    with pytest.raises(ConfigError, match="not enabled: example") as caught:
+        keeper_from_settings(proxy_settings(tmp_path, 3, cache=cache and str(tmp_path / cache)), "proxy")
+    assert caught.value.key == "upstreams.u.policy"
+    with pytest.raises(ConfigError) as caught:
+        keeper(tmp_path, attester="scheme")
+    assert caught.value.key == "attestation.schemes"
+
+
+@pytest.mark.parametrize("made", [None, {}, {TOKEN: Part("x", b"y")}, {HARDWARE: Part("other", b"y")}, OSError("odd")])
+async def test_a_scheme_whose_code_breaks_makes_no_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any
+) -> None:
+    install_example(monkeypatch, tmp_path)
+    one = keeper(tmp_path, attester="scheme", schemes=("example",))
+
+    def collect(_: object, data_hash: bytes) -> Any:
+        if isinstance(made, OSError):
+            raise made
+        return made
+
+    monkeypatch.setattr(type(one._collector._own), "collect", collect)  # type: ignore[attr-defined]
+    with pytest.raises(CollectionFailed) as caught:
+        await passport(one)
+    assert caught.value.code == "scheme_failed" and one.quote_failures == {"scheme_failed": 1}

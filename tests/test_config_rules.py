@@ -15,6 +15,7 @@ from cube_mesh.config import Loaded, Role
 from cube_mesh.errors import ConfigError
 from cube_mesh.settings import Attester, Settings
 from cube_mesh.tls.ca import init_ca, issue_leaf
+from tests.support.example_scheme.install import install_example
 
 DOMAIN = "6b0e3a52-6d3c-4b76-9f0e-0f6a2c1d9e11"
 HASH = "sha256:" + "0" * 64
@@ -229,6 +230,9 @@ def test_proxy(folder: Path, changes: dict[str, Any], key: str, reason: str) -> 
         ({"attestation__pcrs": []}, "attestation", "PCR indexes"),
         ({"attestation__pcrs": [24]}, "attestation", "PCR indexes"),
         ({"attestation__attester": "azure", "attestation__tcti": ""}, "attestation.tcti", "must not be empty"),
+        ({"attestation__attester": "scheme"}, "attestation.schemes", "the one that is named"),
+        ({"attestation": {"attester": "scheme", "schemes": ["absent"]}}, "attestation.schemes", "no installed package"),
+        ({"attestation": {"attester": "scheme", "schemes": ["tdx"]}}, "attestation.schemes", "built in"),
         ({"attestation__attester": "gcp"}, "attestation.gcp.audience", "must not be empty"),
         ({"attestation__attester": "maa"}, "attestation.azure.maa_url", "not a plain URL"),
         (
@@ -255,14 +259,18 @@ def test_agent(folder: Path, changes: dict[str, Any], key: str, reason: str) -> 
 
 
 @pytest.mark.parametrize("attester", sorted(AGENTS))
-def test_every_attester_is_one_word_and_its_own_settings(folder: Path, attester: str) -> None:
+def test_every_attester_is_one_word_and_its_own_settings(
+    folder: Path, attester: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing else is needed, no device is touched; what is simulated stays refused without its switch."""
     own = {
         "attester": attester,
         "azure": {"maa_url": "https://maa.example"},
         "gcp": {"audience": "https://proxy.example"},
         "simulated_seed_file": f"{folder}/seed",
+        "schemes": ["example"] if attester == "scheme" else [],
     }
+    install_example(monkeypatch, folder)
     problems = found("agent", agent(folder), attestation=own)
     if not attester.startswith("simulated-"):
         assert problems == []

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from attest.appraise import AttestationResult
@@ -18,6 +19,7 @@ from attest.binding import Expected
 from attest.errors import AttestError, EndorsementUnavailable
 from attest.items import Item, Record, check, parse_item
 from attest.jws import Jwk, parse_jwks
+from attest.plugins import Scheme
 from attest.policy import EvidencePolicy
 from attest.schemes.gcp.token import ISSUER
 from attest.verifier import Verifier
@@ -168,18 +170,21 @@ class Feed:
 class FedVerifier:
     """A ``Verifier`` of ``policy`` with what the feed has at the time of each call."""
 
-    def __init__(self, policy: EvidencePolicy, feed: Feed, *, allow_simulated: bool = False) -> None:
-        self._policy, self._feed, self._allow_simulated = policy, feed, allow_simulated
+    def __init__(
+        self, policy: EvidencePolicy, feed: Feed, *, allow_simulated: bool = False, schemes: Sequence[Scheme] = ()
+    ) -> None:
+        self._feed = feed
+        self._make = partial(Verifier, policy, allow_simulated=allow_simulated, schemes=schemes)
         self._issuers = issuers_of(policy)
         self._keys: tuple[Jwk, ...] = ()
-        self._verifier = Verifier(policy, allow_simulated=allow_simulated)
+        self._verifier = self._make()
 
     def appraise(self, raw: bytes, expected: Expected, *, now: float) -> AttestationResult:
         """As ``Verifier.appraise``."""
         keys = self._feed.token_keys(self._issuers, now)
         if keys != self._keys:
             self._keys = keys
-            self._verifier = Verifier(self._policy, allow_simulated=self._allow_simulated, token_keys=keys)
+            self._verifier = self._make(token_keys=keys)
         kept = self._feed.endorsements(now)
         try:
             return self._verifier.appraise(raw, expected, now=now, endorsements=kept)
