@@ -154,6 +154,9 @@ MALFORMED = {
     "hash algorithm": _with_field("pubkey-hash", cbor_encode([2, SPKI_HASH])),
     "hash with tail": _with_field("pubkey-hash", cbor_encode([1, SPKI_HASH]) + b"\x00"),
     "cube not bytes": _with_field("cube", 1),
+    "cube not array": _with_field("cube", cbor_encode(1)),
+    "cube of seven": _with_field("cube", cbor_encode([1, 1, 2, "n", 1_800_000_000, None, None])),
+    "not-after text": _with_cube(4, "soon"),
     "pubkey-hash not array": _with_field("pubkey-hash", cbor_encode(1)),
     "trailing": encode_claims(PHASE_2) + b"\x00",
 }
@@ -161,8 +164,15 @@ MALFORMED = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_claims(name: str) -> None:
-    with pytest.raises(MalformedEvidence):
-        check_binding(MALFORMED[name], expected_for(PHASE_2), NOW, 3600)
+    for read in (decode_claims, lambda raw: check_binding(raw, expected_for(PHASE_2), NOW, 3600)):
+        with pytest.raises(MalformedEvidence):
+            read(MALFORMED[name])
+
+
+def test_claims_made_ahead_of_any_connection() -> None:
+    passport = msgspec.structs.replace(PHASE_1, phase=Phase.PASSPORT, nonce=None)
+    assert decode_claims(encode_claims(passport)) == passport
+    assert check_binding(encode_claims(passport), expected_for(passport), NOW, 3600) == passport
 
 
 def test_every_truncation_is_malformed() -> None:

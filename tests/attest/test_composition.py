@@ -167,6 +167,9 @@ WRONG = {
         "not asked for",
     ),
     "too many": ('id = "x"\n' + "".join(_vtpm(f"m{n}") for n in range(MAX_BRANCHES + 1)), "ways"),
+    "one scheme twice": (
+        'id = "x"\n' + "".join(f'[[all_of]]\nid = "{n}"\n[all_of.schemes.s]\nkey = 1\n' for n in "ab"), "same name",
+    ),
     "too many views": ('id = "x"\n' + "".join(_vtpm(f"m{n}", "all_of") for n in range(5)), "same table"),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +20,7 @@ from attest.jws import (
     nonce_forms,
     parse_jwks,
     parse_token,
+    payload_for_display,
     verify_by_chain,
     verify_by_keys,
 )
@@ -149,6 +150,28 @@ def test_key_sets() -> None:
 def test_key_sets_that_are_none(raw: bytes) -> None:
     with pytest.raises(MalformedEvidence):
         parse_jwks(raw)
+
+
+def test_text_of_escapes_is_text() -> None:
+    assert load_json(b'{"a":"\\u00e9\\ud83d\\ude00"}', "x") == {"a": "\u00e9\U0001f600"}
+    with pytest.raises(MalformedEvidence):
+        load_json(b'{"a":"\\ud83d"}', "x")
+
+
+def test_a_payload_can_be_shown_unverified() -> None:
+    assert payload_for_display(parse_token(sign(CLAIMS, signature=b""))) == CLAIMS
+
+
+ED25519: Any = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
+ED25519_LEAF = certificate("leaf", ED25519, "root", OTHER)
+
+
+def test_keys_of_another_kind() -> None:
+    with pytest.raises(MalformedEvidence):
+        parse_jwks(jwks({"kid": "k1", "kty": "RSA", "x5c": x5c(ED25519_LEAF)}))
+    with pytest.raises(AttestError) as caught:
+        verify_by_chain(parse_token(sign(CLAIMS, x5c=x5c(ED25519_LEAF))), (ROOT,), ("RS256",), NOW)
+    assert caught.value.code == "key_strength"
 
 
 @pytest.mark.parametrize("pem", [False, True])

@@ -14,7 +14,7 @@ import pytest
 
 from attest.attester import evidence_for
 from attest.errors import AppraisalFailed, AttestError, UnsupportedEvidence, VerificationFailed
-from attest.plugins import BUILT_IN, GROUP, check_scheme, load_scheme
+from attest.plugins import BUILT_IN, GROUP, check_scheme, judge, load_scheme
 from attest.policy import parse_policy
 from attest.verifier import Verifier
 
@@ -56,7 +56,7 @@ def test_what_policy_does_not_name_is_refused_although_it_is_given(expected: Any
 
 def test_evidence_of_another_channel(expected: Any) -> None:
     with pytest.raises(VerificationFailed) as caught:
-        SCHEME.verify(example.evidence(b"x" * 32), bound=b"y" * 32, rules=None, endorsements=(), now=NOW)
+        judge(SCHEME, example.evidence(b"x" * 32), bound=b"y" * 32, rules=None, endorsements=(), now=NOW)
     assert caught.value.code == "example_bound"
 
 
