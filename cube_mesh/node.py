@@ -140,7 +140,7 @@ class Node:
             admission=Admission(settings.limits),
             collector=self._collector,
             endpoints=load_endpoints(settings.authz.endpoints_file),
-            write_line=self._writer.write,
+            write_line=self._writer,
             json_lines=json_lines,
         )
         self._registry = registry(self._collector)

@@ -5,9 +5,21 @@ cdef enum:
     MAX_DEPTH = 64
 
 
-cdef inline bint _plain8(bytes_ptr p) noexcept nogil:
-    """Whether eight bytes of a string are all plain ASCII: no quote, no backslash, no control, nothing above 0x7F."""
-    cdef unsigned long long x, low, quote, slash
+cdef extern from *:
+    """
+    /* The place in memory of the lowest flagged byte of a little-endian word that is not 0. */
+    #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    #define first_flag(flags) (__builtin_ctzll(flags) >> 3)
+    #else
+    #error "written for little-endian machines"
+    #endif
+    """
+    int first_flag(unsigned long long flags) noexcept nogil
+
+
+cdef inline int _plain8(bytes_ptr p) noexcept nogil:
+    """How many of eight bytes are plain ASCII before the first that is a quote, a backslash, a control, or beyond."""
+    cdef unsigned long long x, low, quote, slash, flags
     cdef unsigned long long ones = 0x0101010101010101ULL
     memcpy(&x, p, 8)
     low = (x - ones * 0x20) & ~x
@@ -15,7 +27,8 @@ cdef inline bint _plain8(bytes_ptr p) noexcept nogil:
     slash = x ^ (ones * 0x5C)
     quote = (quote - ones) & ~quote
     slash = (slash - ones) & ~slash
-    return ((x | low | quote | slash) & (ones * 0x80)) == 0
+    flags = (x | low | quote | slash) & (ones * 0x80)  # above the first flag others may be wrong: a borrow
+    return 8 if flags == 0 else first_flag(flags)
 
 
 @cython.internal
@@ -41,13 +54,16 @@ cdef class JsonScan:
     cdef int string(self) except -1:
         """Past one string; returns 1 if it has escapes. UTF-8 is checked (RFC 3629), controls are refused."""
         cdef unsigned char c
-        cdef int escapes = 0
+        cdef int escapes = 0, plain
         if self.at >= self.end or self.b[self.at] != c'"':
             self.fail()
         self.at += 1
         while self.at < self.end:
-            while self.end - self.at >= 8 and _plain8(self.b + self.at):
-                self.at += 8
+            while self.end - self.at >= 8:
+                plain = _plain8(self.b + self.at)
+                self.at += plain
+                if plain < 8:
+                    break
             if self.at >= self.end:
                 break
             c = self.b[self.at]

@@ -10,6 +10,9 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     void *PyUnicode_DATA(object text)
 
+cdef enum:
+    MOST_ROOM = 1_048_576
+
 cdef unsigned char PLAIN[256]  # bytes that stand for themselves inside a JSON string, on one line, in ASCII
 
 
@@ -20,6 +23,14 @@ cdef void _fill_plain():
 
 
 _fill_plain()
+
+
+cdef inline bint _deletes8(bytes_ptr p) noexcept nogil:
+    """Whether there may be a DEL among eight bytes; none for sure when not."""
+    cdef unsigned long long x, ones = 0x0101010101010101ULL
+    memcpy(&x, p, 8)
+    x ^= ones * 0x7F
+    return ((x - ones) & ~x & (ones * 0x80)) != 0
 
 
 @cython.internal
@@ -92,13 +103,15 @@ cdef class LineBuffer:
         if PyUnicode_IS_COMPACT_ASCII(text) and PyUnicode_GET_LENGTH(text) <= limit:
             p = <const unsigned char *>PyUnicode_DATA(text)
             n = PyUnicode_GET_LENGTH(text)
-            o = self.need(n + 2)
-            o[0] = c'"'
-            for i in range(n):
-                if not PLAIN[p[i]]:
-                    break
-                o[i + 1] = p[i]
-            else:
+            i = 0
+            while i + 8 <= n and _plain8(p + i) == 8 and not _deletes8(p + i):
+                i += 8
+            while i < n and PLAIN[p[i]]:
+                i += 1
+            if i == n:
+                o = self.need(n + 2)
+                o[0] = c'"'
+                memcpy(o + 1, p, n)
                 o[n + 1] = c'"'
                 self._size += n + 2
                 return 0
@@ -151,7 +164,14 @@ cdef class LineBuffer:
         return self.raw(b"false", 5)
 
     cdef bytes taken(self):
-        return PyBytes_FromStringAndSize(<char *>self._data, self._size)
+        """What was written; it begins anew, and gives back what an unusual burst needed."""
+        cdef bytes data = PyBytes_FromStringAndSize(<char *>self._data, self._size)
+        self._size = 0
+        if self._room > MOST_ROOM:
+            PyMem_Free(self._data)
+            self._data = NULL
+            self._room = 0
+        return data
 
 
 cdef Py_ssize_t _write_digits(unsigned char *o, unsigned long long value) noexcept:
@@ -218,11 +238,12 @@ cdef class EventLines:
 
     def line(self, Exchange exchange not None):
         """The event as one JSON object and a newline."""
-        return self._line(exchange)
-
-    cdef bytes _line(self, Exchange exchange):
         cdef LineBuffer out = self._out
         out._size = 0
+        self._write(out, exchange)
+        return out.taken()
+
+    cdef int _write(self, LineBuffer out, Exchange exchange) except -1:
         self._request(out, exchange)
         if exchange.principal is None or exchange.principal is not self._principal or exchange.grant is not self._grant:
             self._caller_tail = self._caller(exchange)
@@ -235,8 +256,7 @@ cdef class EventLines:
                 self._channel_tail = self._channel(exchange)
                 self._attestation = exchange.attestation
             out.put(self._channel_tail)
-        out.put(self._node)
-        return out.taken()
+        return out.put(self._node)
 
     cdef int _request(self, LineBuffer out, Exchange x) except -1:
         cdef object error = x.error
@@ -336,12 +356,18 @@ cdef class LogLines:
         self._node_id = self._out.taken()
         self._unsafe = unsafe
 
-    cpdef bytes json(self, Exchange x, str level):
+    def json(self, Exchange exchange not None, str level not None):
         """One JSON object and a newline."""
-        cdef LineBuffer out = self._out
+        self._out._size = 0
+        self._write(self._out, b"", exchange, level)
+        return self._out.taken()
+
+    cdef int _write(self, LineBuffer out, bytes mark, Exchange x, str level) except -1:
+        """``mark``: members that come first, each with a comma behind it."""
         cdef object error = x.error
-        out._size = 0
-        out.raw(b'{"time":', 8)
+        out.raw(b"{", 1)
+        out.put(mark)
+        out.raw(b'"time":', 7)
         self._moments.write(out, x.started_wall)
         out.raw(b',"level":', 9)
         out.text(level, 16)
@@ -380,31 +406,4 @@ cdef class LogLines:
         out.text_or_null(x.upstream or None, 1024)
         out.raw(b',"unsafe":', 10)
         out.boolean(self._unsafe)
-        out.raw(b"}\n", 2)
-        return out.taken()
-
-
-cdef class LogStage:
-    """``logging``: the level of a line, and whether it is written at all. ``_text_line`` makes the one that is no JSON.
-    """
-
-    cdef LogLines _lines
-    cdef object _write
-    cdef bint _json
-    cdef int _least
-
-    def __init__(self, LogLines lines not None, write, bint json, int least):
-        self._lines = lines
-        self._write = write
-        self._json = json
-        self._least = least
-
-    def leave(self, Exchange exchange not None):
-        cdef str level = "info"
-        cdef int rank = 1
-        if exchange.status >= 500 or exchange.outcome == "failed":
-            level, rank = "error", 3
-        elif exchange.outcome == "refused":
-            level, rank = "warn", 2
-        if rank >= self._least:
-            self._write(self._lines.json(exchange, level) if self._json else self._text_line(exchange, level))
+        return out.raw(b"}\n", 2)

@@ -423,7 +423,7 @@ cdef class ChainCore:
                 rest = ChainRest.__new__(ChainRest)
                 rest._chain, rest._exchange, rest._at, rest._refusal, rest._done = self, exchange, at, refusal, done
                 if isinstance(recording, EventQueue):
-                    (<EventQueue>recording)._waiting.append(rest)
+                    (<EventQueue>recording)._done.append(rest)
                 else:
                     recording.then(rest)
                 return 0

@@ -34,15 +34,14 @@ class FileSink(EventQueue):
 
     def flush(self) -> None:
         """Write what was appended since the last time, and say so to who waits."""
-        events, self._events = self._events, []
-        waiting, self._waiting = self._waiting, []
+        lines, events, waiting = self.take()
         refusal: DependencyError | None = None
         if events:
             try:
-                self.trail.write(b"".join(events))
-                self.outcome.good(len(events))
+                self.trail.write(lines)
+                self.outcome.good(events)
             except OSError as error:
-                refusal = self.outcome.bad(len(events), error)
+                refusal = self.outcome.bad(events, error)
         settle(waiting, refusal)
 
     def tick(self) -> None:

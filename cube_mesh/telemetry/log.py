@@ -70,8 +70,7 @@ class LineWriter(LineQueue):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        data = self._rest + b"".join(self._lines)
-        self._lines.clear()
+        data = self.take()
         done = 0
         try:
             while done < len(data) and self._ready():
@@ -80,7 +79,6 @@ class LineWriter(LineQueue):
             self.lost += data.count(b"\n", done)
             done = len(data)
         self._rest = data[done:]
-        self._size = len(self._rest)
         if self._rest and self._loop is not None:
             self._wait()
 

@@ -193,7 +193,7 @@ async def test_a_reader_that_stalls_loses_lines_and_not_the_node() -> None:
     for _ in range(2000):
         writer.write(line)
     assert writer.lost > 900
-    assert writer._size <= 1_048_576
+    assert writer.waiting <= 1_048_576
     got = b""
     os.set_blocking(reading, False)
     for _ in range(5000):
