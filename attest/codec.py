@@ -148,10 +148,14 @@ def _read_array(raw: bytes, at: int, count: int, depth: int) -> tuple[CborValue,
 
 def _read_map(raw: bytes, at: int, count: int, depth: int) -> tuple[CborValue, int]:
     items: dict[int | str, CborValue] = {}
+    key: CborValue
     previous = b""
     for _ in range(count):
-        start = at
-        key, at = _read(raw, at, MAX_DEPTH)
+        start, key = at, raw[at]
+        if key < 24:  # the number that it stands for
+            at += 1
+        else:
+            key, at = _read(raw, at, MAX_DEPTH)
         encoded = raw[start:at]
         if not isinstance(key, (int, str)):
             raise MalformedEvidence("CBOR: map keys are numbers or text")

@@ -83,6 +83,7 @@ class Verifier:
             for branch in policy.branches
             for view in branch.views
         }
+        self._wanted = self._wanted_parts()
         self._token_keys = tuple(token_keys)
         self._snp_roots = _snp_roots(allow_simulated) if policy.sev_snp is not None else {}
         self._tdx_roots = _tdx_roots(allow_simulated) if policy.tdx is not None else ()
@@ -148,7 +149,8 @@ class Verifier:
         branch, results = try_branches(self.policy, one)
         return join(branch, results)
 
-    def _check_parts(self, evidence: Evidence) -> None:
+    def _wanted_parts(self) -> dict[int, str]:
+        """The media type of each part that the policy asks for."""
         policy = self.policy
         wanted = {
             TPM_QUOTE: TPM2_QUOTE_TYPE if policy.vtpm is not None else None,
@@ -163,11 +165,14 @@ class Verifier:
             else None,
             TOKEN: TOKEN_TYPE if policy.maa or policy.gcp else None,
         }
-        for key, media_type in wanted.items():
-            if media_type is not None and key not in evidence.parts:
+        return {key: media_type for key, media_type in wanted.items() if media_type is not None}
+
+    def _check_parts(self, evidence: Evidence) -> None:
+        for key, media_type in self._wanted.items():
+            if key not in evidence.parts:
                 raise UnsupportedEvidence(f"the policy asks for {media_type}, there is none", code="part_missing")
         for key, part in evidence.parts.items():
-            accepted = ENDORSEMENTS_TYPE if key == ENDORSEMENTS else wanted.get(key)
+            accepted = ENDORSEMENTS_TYPE if key == ENDORSEMENTS else self._wanted.get(key)
             if part.media_type != accepted:
                 raise UnsupportedEvidence(f"part {key} ({part.media_type}) is not in the policy", code="part_unknown")
 
@@ -187,6 +192,8 @@ class Verifier:
     ) -> tuple[azure.VerifiedHcl | None, VerifiedReport | None, tdx.VerifiedQuote | None]:
         if self.policy.azure is not None:
             return self._verify_hcl(part, quote, given, now)
+        if part is None:
+            return None, None, None
         # With a vTPM beside it, the hardware names the AK, which thereby needs no other trust.
         bound = ak_report_data(quote.ak_public, hashed) if quote else snp_report_data(hashed)
         return None, self._verify_report(part, bound, given, now), self._verify_td_quote(part, bound, given, now)
@@ -232,9 +239,9 @@ class Verifier:
         found = judge(self._schemes[name], part.body, bound=hashed, rules=rules, endorsements=endorsements, now=now)
         return name, found
 
-    def _verify_report(self, part: Part | None, bound: bytes, given: Endorsements, now: float) -> VerifiedReport | None:
+    def _verify_report(self, part: Part, bound: bytes, given: Endorsements, now: float) -> VerifiedReport | None:
         rules = self.policy.sev_snp
-        if part is None or rules is None:
+        if rules is None:
             return None
         verified = verify_report(
             part.body,
@@ -247,10 +254,8 @@ class Verifier:
         check_report_data(verified.report, bound)
         return verified
 
-    def _verify_td_quote(
-        self, part: Part | None, bound: bytes, given: Endorsements, now: float
-    ) -> tdx.VerifiedQuote | None:
-        if part is None or self.policy.tdx is None:
+    def _verify_td_quote(self, part: Part, bound: bytes, given: Endorsements, now: float) -> tdx.VerifiedQuote | None:
+        if self.policy.tdx is None:
             return None
         verified = self._with_fitting_collateral(part.body, given.collateral, now)
         tdx.check_report_data(verified.quote, bound)
