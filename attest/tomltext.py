@@ -30,4 +30,5 @@ def _table(table: Mapping[str, Any], path: str, lines: list[str]) -> None:
 def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(item) for item in value)}]"
-    return json.dumps(value)  # true, 7, "text": JSON's forms of these are TOML's
+    # true, 7, "text": JSON's forms of these are TOML's, but for surrogate pairs and DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
