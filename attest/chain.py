@@ -15,6 +15,7 @@ from typing import TypeVar, TypeVarTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, NameOID
@@ -40,6 +41,7 @@ MAX_CHAIN = 5
 MAX_CERTIFICATE_BYTES = 16_384  # as DER or PEM
 MAX_CHAIN_BYTES = 65_536  # of several certificates, and the text between them
 MAX_CRL_BYTES = 4 << 20
+MAX_RSA_BITS, MAX_RSA_EXPONENT = 4096, 65_537  # a signature by a larger key takes longer than all others together
 MAX_REMEMBERED = 256
 T = TypeVar("T")
 Certificates = TypeVarTuple("Certificates")
@@ -114,11 +116,18 @@ def load_certificate(raw: bytes) -> x509.Certificate:
         certificate = x509.load_pem_x509_certificate(raw) if pem else x509.load_der_x509_certificate(raw)
         _ = _subject_name(certificate), _issuer_name(certificate), certificate.signature_hash_algorithm
         _ = certificate.extensions
-        _ = _validity(certificate), public_key(certificate)
+        _ = _validity(certificate)
+        _check_cost(public_key(certificate))
         _check_signature_bits(certificate.public_bytes(Encoding.DER) if pem else raw, certificate.signature)
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
     return certificate
+
+
+def _check_cost(key: CertificatePublicKeyTypes) -> None:
+    """Whoever sends a chain chooses its keys. Raises ValueError."""
+    if isinstance(key, rsa.RSAPublicKey) and (key.key_size > MAX_RSA_BITS or key.public_numbers().e > MAX_RSA_EXPONENT):
+        raise ValueError("an RSA key that is costly to use")
 
 
 def _check_signature_bits(der: bytes, signature: bytes) -> None:

@@ -61,7 +61,7 @@ def parse_pcrs(raw: bytes) -> dict[int, dict[int, bytes]]:
     list or object of SHA-256 values, or that list alone. Digest sizes are checked; MalformedEvidence.
     """
     if len(raw) > MAX_PCRS_BYTES:
-        raise MalformedEvidence(f"PCR values of {len(raw)} bytes")
+        raise MalformedEvidence(f"PCR values of {len(raw)} bytes are above {MAX_PCRS_BYTES}", code="oversize")
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError):
