@@ -230,17 +230,18 @@ def _issuers(
     """Intermediates of the kind that the report's key calls for, and their root: no ASVK can vouch for a VCEK."""
     name = _INTERMEDIATE_NAMES[report.signing_key].format(product)
     for root in roots:
-        named = [c for c in (*certificates, *root.intermediates) if common_name(c) == name]
-        candidates = [c for c in named if _stands_between(c, leaf, root.ark)]
-        if candidates and all(_is_pss_sha384(c) for c in (leaf, *candidates)):
+        given = (*certificates, *root.intermediates)
+        candidates = [c for c in given if common_name(c) == name and _stands_between(c, leaf, root.ark)]
+        if candidates:
             return root, candidates
     raise VerificationFailed(f"the leaf's issuer is no {name} that leads to a trusted root", code="untrusted_chain")
 
 
 @remembered
 def _stands_between(certificate: x509.Certificate, leaf: x509.Certificate, ark: x509.Certificate) -> bool:
-    """By its names only."""
-    return certificate.subject == leaf.issuer and certificate.issuer == ark.subject
+    """By the names, and by the kind of signature that AMD makes; whether they hold is for the chain to see."""
+    named = certificate.subject == leaf.issuer and certificate.issuer == ark.subject
+    return named and _is_pss_sha384(leaf) and _is_pss_sha384(certificate)
 
 
 @remembered
@@ -267,7 +268,6 @@ def _not_revoked(
     return [c for c in candidates if c not in revoked], end
 
 
-@remembered
 def _is_pss_sha384(certificate: x509.Certificate) -> bool:
     pss = certificate.signature_algorithm_oid == SignatureAlgorithmOID.RSASSA_PSS
     return pss and isinstance(certificate.signature_hash_algorithm, hashes.SHA384)
