@@ -204,6 +204,16 @@ def test_what_cannot_be_expressed_is_named(case: str) -> None:
         _import(sign(content))
 
 
+def test_who_says_the_same_twice_says_it_once() -> None:
+    assert _import(sign(corim(snp(_measured(1), _measured(1))))).measurements == ("01" * 48,)
+
+
+def test_a_signer_is_described_by_maps() -> None:
+    for header in ({1: -35, 8: []}, {1: -35, 15: 5}):
+        with pytest.raises(MalformedEvidence):
+            _import(sign(corim(snp(_measured(1))), header=header))
+
+
 MALFORMED: list[Any] = [
     [], {}, {0: 1, 1: []}, {0: 1, 1: 5}, corim(), corim([1]), corim([{0: {0: CHIP}}, []]),
     corim(snp({0: 0, 1: {}})), corim(snp({0: 8, 1: {4: raw(b"short")}})), corim(snp({0: 0, 1: {0: {0: "zz"}}})),

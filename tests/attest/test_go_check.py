@@ -130,6 +130,27 @@ def test_what_cannot_be_said_of_sev_snp_is_an_error_that_names_it(path: str) -> 
     assert snake in str(caught.value) or (snake == "product_line" and "product" in str(caught.value))
 
 
+def test_a_product_by_its_number() -> None:
+    assert _sev(_with(SEV, "policy.product", {"name": 2})).sev_snp.products == ("Genoa",)
+
+
+@pytest.mark.parametrize("bits", [1 << 16, 1 << 17 | 1 << 26])
+def test_a_guest_policy_that_cannot_be(bits: int) -> None:
+    with pytest.raises(PolicyFormatError, match="bit 17"):
+        _sev(_with(SEV, "policy.policy", bits))
+
+
+@pytest.mark.parametrize("pcrs", [{"seven": "00" * 32}, {"7": 1}, []])
+def test_pcr_values_that_are_none(pcrs: object) -> None:
+    with pytest.raises(PolicyFormatError, match="index to hex"):
+        _sev(SEV | {"pcr_values": {"sha256": pcrs}})
+
+
+def test_base64_of_no_length() -> None:
+    with pytest.raises(PolicyFormatError, match="not base64"):
+        _sev(_with(SEV, "policy.hostData", "A"))
+
+
 def test_both_lists_of_keys() -> None:
     config = _with(_with(SEV, "policy.trustedIdKeyHashes", [b(1, 48)]), "policy.trustedAuthorKeyHashes", [b(1, 48)])
     with pytest.raises(PolicyFormatError, match="trusted_author_key_hashes"):
