@@ -10,7 +10,6 @@ A parser may raise what it says and nothing else, must end within a second of pr
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import json
 import mmap
 import os
@@ -43,7 +42,7 @@ class Hang(Exception):
 
 class Watch:
     """Ticks with the process's own time, so that a busy machine makes no hang. Code that never comes back to Python is
-    ended from outside, by a thread of the interpreter.
+    ended by the kernel, a minute of processor time after the last tick.
     """
 
     def __init__(self) -> None:
@@ -56,13 +55,18 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        faulthandler.cancel_dump_traceback_later()
+        _end_at(None)
 
     def _tick(self, *_: object) -> None:
-        faulthandler.dump_traceback_later(120, exit=True)
+        _end_at(int(time.process_time()) + 60)
         seen, self._seen = self._seen, self.executions
         if seen == self.executions:
             raise Hang(f"more than {DEADLINE_S:g} s of processor time")
+
+
+def _end_at(seconds: int | None) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (hard if seconds is None else seconds, hard))
 
 
 def mutators(target: Target, seeds: Sequence[bytes]) -> list[Mutator]:

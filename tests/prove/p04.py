@@ -21,12 +21,12 @@ EXECUTIONS = 1_000_000
 IMPORT_MS = 150
 # Fewest negative cases of each platform.
 NEGATIVES = {"sev_snp": 60, "tdx": 80, "vtpm": 30, "azure": 30, "gcp": 30}
-# Parsers and verifiers with their own test files, where these do not go by the module's name.
-OWN_TESTS = {"composition": ("composition", "verifier", "clouds"), "cose": ("corim",), "reference": ("policy",)}
+# Parsers and verifiers, and what of tests/attest is their own where the names differ.
 MODULES = (
     "binding", "chain", "codec", "collateral", "composition", "corim", "cose", "der", "eventlog", "evidence", "forms",
-    "go_check", "items", "jws", "needs", "policy", "reference", "verifier", "vouch",
+    "go_check", "items", "jws", "needs", "policy", "policy_check", "reference", "verifier", "vouch",
 )  # fmt: skip
+OWN_TESTS = {"verifier": ("verifier", "clouds"), "policy_check": ("policy",), "reference": ("policy",)}
 PLATFORM_PAGES = ("sev-snp", "tdx", "vtpm", "azure", "gcp")
 SECTIONS = (r"^## What .*proves$", r"^## What it does not$", r"^## From a new VM to a policy$")
 
@@ -78,7 +78,7 @@ def coverage(full: bool, scratch: Path) -> Held:
     rows: dict[str, Any] = {}
     for module, tests in runs.items():
         report = scratch / f"{module}.json"
-        options = [f"--cov={module}", "--cov-branch", f"--cov-report=json:{report}", "-m", "not slow"]
+        options = [f"--cov={module}", "--cov-branch", f"--cov-report=json:{report}"]
         code = timed([sys.executable, "-m", "pytest", "-q", *tests, *options], ROOT).returncode
         files = json.loads(report.read_text())["files"] if report.exists() else {}
         rows |= {name: _covered(found["summary"], code) for name, found in files.items()}
@@ -90,6 +90,10 @@ def coverage(full: bool, scratch: Path) -> Held:
 def _covered(summary: dict[str, Any], code: int) -> float:
     """Per cent of lines and branches; 0 when a test failed."""
     return round(summary["percent_covered"], 2) if code == 0 else 0.0
+
+
+def sizes(full: bool, scratch: Path) -> Held:
+    return run_tests("tests/attest/test_sizes.py", least=20)
 
 
 def speed(full: bool, scratch: Path) -> Held:
@@ -154,6 +158,7 @@ LINES = [
     Line("fuzz", ">= 1,000,000 executions of every parser: nothing but what it may raise", fuzz),
     Line("coverage", "every parser and verifier: 100 % of branches from its own tests", coverage, short=False),
     Line("speed", "verification beside its bare signatures and beside dcap-qvl", speed),
+    Line("sizes", "every size has a maximum, above which nothing is hashed", sizes),
     Line("imports", "attest stands alone, and is imported in under 150 ms", imports),
     Line("docs", "a page per platform, and the limitations", docs),
 ]  # fmt: skip
