@@ -296,3 +296,12 @@ def test_lists_as_files() -> None:
         with pytest.raises(MalformedEvidence) as caught:
             load_crl(raw)
         assert caught.value.code == "malformed_crl"
+
+
+@pytest.mark.parametrize(("bits", "exponent"), [(8192, 65_537), (2048, (1 << 2000) + 1)], ids=["long", "exponent"])
+def test_keys_that_are_costly_to_use(bits: int, exponent: int) -> None:
+    key = rsa.RSAPublicNumbers(exponent, (1 << bits) - 1).public_key()
+    builder = x509.CertificateBuilder(name("root"), name("sub"), key, 7, START, END)
+    certificate = builder.sign(KEYS["root"], hashes.SHA256()).public_bytes(Encoding.DER)
+    with pytest.raises(MalformedEvidence, match="costly"):
+        load_certificate(certificate)

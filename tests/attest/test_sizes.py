@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest import chain, collateral, cose, eventlog, evidence, forms, jws
 from attest.errors import MalformedEvidence
@@ -21,8 +17,6 @@ from attest.schemes.gcp import attestation, endorsement
 from attest.schemes.sev_snp import certtable
 from attest.schemes.tdx import abi as tdx
 from attest.schemes.vtpm import abi as vtpm
-from attest.testkit.pki import name
-from tests.attest.test_chain import END, KEYS, START
 
 # As the table of the document has them: the constant, who looks at it, and how such an input begins.
 BOUNDS: dict[str, tuple[int, Callable[[bytes], object], bytes]] = {
@@ -71,12 +65,3 @@ def test_one_byte_more_is_refused_unhashed(row: str, monkeypatch: pytest.MonkeyP
 def test_other_structures_of_a_tpm(parse: Callable[[bytes], object]) -> None:
     with pytest.raises(MalformedEvidence, match="above"):
         parse(bytes(vtpm.MAX_STRUCTURE_BYTES + 1))
-
-
-@pytest.mark.parametrize(("bits", "exponent"), [(8192, 65_537), (2048, (1 << 2000) + 1)], ids=["long", "exponent"])
-def test_keys_that_are_costly_to_use(bits: int, exponent: int) -> None:
-    key = rsa.RSAPublicNumbers(exponent, (1 << bits) - 1).public_key()
-    builder = x509.CertificateBuilder(name("root"), name("sub"), key, 7, START, END)
-    certificate = builder.sign(KEYS["root"], hashes.SHA256()).public_bytes(Encoding.DER)
-    with pytest.raises(MalformedEvidence, match="costly"):
-        chain.load_certificate(certificate)
