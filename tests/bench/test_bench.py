@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from bench import report
 from bench.load import __main__ as load
 from bench.load import answers, systems
 from bench.load.run import body
 from bench.micro import __main__ as micro
+from bench.micro.case import Case
 
 
 @pytest.mark.needs("cc", "taskset")
@@ -62,6 +64,20 @@ def test_a_short_micro_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert first["ns"] > 0
     assert first["ratio"] == pytest.approx(first["ns"] / rows[first["against"]]["ns"], rel=0.5)
     assert "scan a JSON body" in capsys.readouterr().out
+
+
+def test_a_bar_is_judged_by_ratio_or_by_time() -> None:
+    cases = [
+        Case("whole", lambda: sum(range(200)), bar=1e9),
+        Case("part", lambda: sum(range(20)), "whole", bar=1.0),
+        Case("late", lambda: sum(range(200)), "part", bar=1.0),
+        Case("alone", lambda: None, "what was not asked for", bar=1.0),
+    ]
+    rows = micro.measure(cases, 3)
+    assert [row.get("held") for row in rows.values()] == [True, True, False, None]
+    assert rows["late"]["ratio"] > rows["late"]["bar"] == 1.0
+    shown = micro.table({**report.machine(), "rows": rows}).splitlines()
+    assert [line.split()[0] for line in shown if "MISSED" in line] == ["late"]
 
 
 @pytest.mark.slow
