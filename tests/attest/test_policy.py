@@ -141,6 +141,22 @@ def test_unsafe_settings_are_listed() -> None:
         first_report_policy()
 
 
+def test_unsafe_settings_of_branches_and_schemes_are_listed() -> None:
+    rules = "[any_of.schemes.x]\nunsafe_all = true\nunsafe_none = false\nkey = 1\n"
+    policy = parse_policy('id = "p"\n[[any_of]]\nid = "m"\n' + rules)
+    assert policy.unsafe == ("m: schemes.x.unsafe_all",) and policy.unsafe_of("m") == ("schemes.x.unsafe_all",)
+    assert first_report_policy("maa").unsafe_of("") == ("maa.unsafe_any_issuer", "maa.unsafe_any_measurement")
+
+
+def test_reference_values_handed_in_as_text() -> None:
+    rules, values = VTPM.split("[reference_values.vtpm]")
+    values = "[vtpm]" + values.replace("reference_values.", "")
+    named = 'reference_values_file = "a.toml"\n' + rules
+    assert parse_policy(named, values).reference_values == parse_policy(VTPM).reference_values
+    with pytest.raises(PolicyFormatError, match="in the policy or in the file"):
+        parse_policy(VTPM, values)
+
+
 SHIPPED = sorted(Path(__file__).parents[2].glob("policies/evidence/*.toml"))
 
 
