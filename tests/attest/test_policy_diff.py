@@ -24,11 +24,15 @@ CHANGES: dict[str, tuple[str, str, str, str]] = {
         GCP.format("min_swversion = 1"), GCP.format("min_swversion = 2"), "gcp.min_swversion", "stricter",
     ),
     "grace rises": (TDX.format("grace_period_s = 1"), TDX.format("grace_period_s = 2"), "tdx.grace_period_s", "looser"),
-    "a flag that permits": (VTPM.format(""), VTPM.format("unsafe_allow_sha1 = true"), "vtpm.unsafe_allow_sha1", "looser"),
+    "a flag that permits": (
+        VTPM.format(""), VTPM.format("unsafe_allow_sha1 = true"), "vtpm.unsafe_allow_sha1", "looser",
+    ),
     "a flag that demands": (
         VTPM.format(""), VTPM.format("require_event_log = true"), "vtpm.require_event_log", "stricter",
     ),
-    "a list grows": (ISSUERS.format("'https://a'"), ISSUERS.format("'https://a', 'https://b'"), "maa.issuers", "looser"),
+    "a list grows": (
+        ISSUERS.format("'https://a'"), ISSUERS.format("'https://a', 'https://b'"), "maa.issuers", "looser",
+    ),
     "a list comes": (_zones(), _zones("a"), "reference_values.gcp.zones", "stricter"),
     "a list of demands grows": (
         VTPM.format(""), VTPM.replace("[0]", "[0, 1]").format(""), "vtpm.pcrs", "stricter",

@@ -1,0 +1,144 @@
+"""A strict policy from each kind of evidence: what it pins, what it cannot, and that its own evidence meets it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from attest.attester import evidence_for
+from attest.errors import MalformedEvidence, PolicyFormatError
+from attest.evidence import AZURE_HCL_TYPE, HARDWARE, TOKEN, TOKEN_TYPE, TPM_QUOTE, Part
+from attest.policy import parse_policy
+from attest.policy_init import Draft, draft_policy
+from attest.testkit.azure import hcl_report, runtime_claims
+from attest.testkit.snp import SnpPlatform
+from attest.testkit.tdx import TdxPlatform
+from attest.testkit.tokens import maa_claims, sign, space_claims
+from attest.testkit.tpm import SoftwareTpm
+
+from .conftest import CLAIMS
+
+NOW = 1_800_000_000.0
+SNP, TDX, TPM = SnpPlatform(b"draft"), TdxPlatform(b"draft", version=5), SoftwareTpm()
+
+
+class _Machine:
+    scheme = "test"
+
+    def __init__(self, **parts: Part) -> None:
+        keys = {"hardware": HARDWARE, "quote": TPM_QUOTE, "token": TOKEN}
+        self._parts = {keys[name]: part for name, part in parts.items()}
+
+    def parts(self, _: bytes) -> dict[int, Part]:
+        return self._parts
+
+
+def _bundle(**parts: Part) -> bytes:
+    return evidence_for(_Machine(**parts), CLAIMS)
+
+
+def _hardware(body: bytes) -> Part:
+    return Part(AZURE_HCL_TYPE, body)
+
+
+QUOTE = TPM.parts(bytes(32))[TPM_QUOTE]
+MAA = {kind: sign(maa_claims(kind, NOW, b"n")) for kind in ("azurevm", "sevsnpvm", "tdxvm")}
+SPACE = sign(space_claims(NOW, "n"))
+SERVICE_TD = TDX.quote(bytes(64), mr_service_td=b"\x01" * 48)
+# evidence, what it is taken for, what is pinned among others, what a note says
+DRAFTS: dict[str, tuple[bytes, str, str, str]] = {
+    "SNP": (SNP.report(bytes(64)), "sev-snp", "reference_values.sev-snp.chip_ids", ""),
+    "SNP of version 2": (
+        SNP.report(bytes(64), version=2, cpuid_family=0, cpuid_model=0, cpuid_stepping=0), "sev-snp",
+        "sev-snp.min_tcb", "does not name its product",
+    ),
+    "SNP without chip": (
+        SNP.report(bytes(64), chip_id=bytes(64)), "sev-snp", "sev-snp.min_tcb", "does not name its chip",
+    ),
+    "SNP with debug": (SNP.report(bytes(64), policy=0x30000 | 1 << 19), "sev-snp", "sev-snp.min_tcb", "debug is on"),
+    "SNP with migration": (
+        SNP.report(bytes(64), policy=0x30000 | 1 << 18), "sev-snp", "sev-snp.min_tcb", "migrate_ma is on",
+    ),
+    "SNP on one socket": (SNP.report(bytes(64), policy=0x30000 | 1 << 20), "sev-snp", "sev-snp.min_tcb", ""),
+    "SNP of an author": (
+        SNP.report(bytes(64), flags=1, author_key_digest=b"\x01" * 48), "sev-snp",
+        "reference_values.sev-snp.author_key_digests", "",
+    ),
+    "SNP with firmware on trial": (
+        SNP.report(bytes(64), current_build=9), "sev-snp", "sev-snp.min_tcb", "firmware is provisional",
+    ),
+    "TDX": (TDX.quote(bytes(64)), "tdx", "reference_values.tdx.mr_td", "FMSPC"),
+    "TDX with a service TD": (SERVICE_TD, "tdx", "reference_values.tdx.mr_service_td", "FMSPC"),
+    "HCL": (hcl_report(SNP), "azure-hcl", "reference_values.azure.vm_unique_ids", "no PCR values"),
+    "MAA, azurevm": (MAA["azurevm"], "token", "reference_values.maa.measurements", "by its hash"),
+    "MAA, sevsnpvm": (MAA["sevsnpvm"], "token", "reference_values.maa.host_data", "by its hash"),
+    "MAA, tdxvm": (MAA["tdxvm"], "token", "reference_values.maa.measurements", "by its hash"),
+    "Confidential Space": (SPACE, "token", "reference_values.gcp.image_digests", ""),
+    "a vTPM alone": (_bundle(quote=QUOTE), "bundle", "reference_values.vtpm.ak_names", "integrity"),
+    "SNP in a collection": (
+        _bundle(hardware=_hardware(SNP.report(bytes(64)))), "bundle", "reference_values.sev-snp.measurements", "",
+    ),
+    "TDX in a collection": (
+        _bundle(hardware=_hardware(TDX.quote(bytes(64)))), "bundle", "reference_values.tdx.mr_td", "FMSPC",
+    ),
+    "a token in a collection": (
+        _bundle(token=Part(TOKEN_TYPE, SPACE)), "bundle", "reference_values.gcp.image_digests", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DRAFTS)
+def test_a_draft_loads_and_says_what_it_could_not_pin(case: str) -> None:
+    raw, kind, pinned, note = DRAFTS[case]
+    draft = draft_policy(raw, "mine")
+    assert draft.format == kind and pinned in draft.pinned
+    assert note in "; ".join(draft.notes)
+    policy = parse_policy(draft.text)
+    assert policy.id == "mine" and all(f"not pinned: {name}" in draft.notes for name in policy.unsafe)
+
+
+def test_an_hcl_report_of_a_trust_domain() -> None:
+    draft = draft_policy(hcl_report(SNP, hardware=bytes(1024), report_type=4), "mine")
+    assert "reference_values.tdx.mr_td" in draft.pinned
+
+
+def test_an_hcl_report_of_a_vm_without_name() -> None:
+    claims = runtime_claims(None, **{"vm-configuration": {"tpm-enabled": True}})
+    assert "reference_values.azure.vm_unique_ids" not in draft_policy(hcl_report(SNP, claims), "mine").pinned
+
+
+def _without(kind: str, **changes: Any) -> bytes:
+    return sign(maa_claims(kind, NOW, b"n", changes))
+
+
+def test_tokens_with_less_in_them() -> None:
+    def draft(raw: bytes) -> Draft:
+        return draft_policy(raw, "mine")
+
+    assert (
+        "reference_values.maa.host_data" not in draft(_without("sevsnpvm", **{"x-ms-sevsnpvm-hostdata": None})).pinned
+    )
+    space = draft(sign(space_claims(NOW, "n", {"aud": ["a", "b"], "submods/gce": None})))
+    assert 'audiences = ["a", "b"]' in space.text and "reference_values.gcp.zones" not in space.pinned
+
+
+NONE = {
+    "nothing": b"nothing",
+    "a token of nobody": sign({"iss": "x"}),
+    "a token without a measurement": _without("tdxvm", tdx_mrtd=None),
+    "a collection of nothing": _bundle(),
+    "a collection of unknown hardware": _bundle(hardware=_hardware(b"x")),
+}
+
+
+@pytest.mark.parametrize("case", NONE)
+def test_what_gives_no_policy(case: str) -> None:
+    with pytest.raises(MalformedEvidence) as caught:
+        draft_policy(NONE[case], "mine")
+    assert caught.value.code == "unknown_format"
+
+
+def test_an_id_that_is_none() -> None:
+    with pytest.raises(PolicyFormatError):
+        draft_policy(SPACE, "not an id")
