@@ -3,6 +3,8 @@
 
 cdef enum:
     MAX_DEPTH = 64
+    ESCAPES = 1
+    MULTIBYTE = 2
 
 
 cdef extern from *:
@@ -52,9 +54,9 @@ cdef class JsonScan:
         raise FramingError("invalid_json", "The request body is not valid JSON.")
 
     cdef int string(self) except -1:
-        """Past one string; returns 1 if it has escapes. UTF-8 is checked (RFC 3629), controls are refused."""
+        """Past one string; 0, or what is unusual in it. UTF-8 is checked (RFC 3629), controls are refused."""
         cdef unsigned char c
-        cdef int escapes = 0, plain
+        cdef int unusual = 0, plain
         if self.at >= self.end or self.b[self.at] != c'"':
             self.fail()
         self.at += 1
@@ -69,15 +71,16 @@ cdef class JsonScan:
             c = self.b[self.at]
             if c == c'"':
                 self.at += 1
-                return escapes
+                return unusual
             if c == c'\\':
-                escapes = 1
+                unusual |= ESCAPES
                 self.escape()
             elif c < 0x20:
                 self.fail()
             elif c < 0x80:
                 self.at += 1
             else:
+                unusual |= MULTIBYTE
                 self.multibyte()
         return self.fail()
 
@@ -237,7 +240,7 @@ def scan_members(bytes data not None, Py_ssize_t pos, Py_ssize_t end, dict wante
     else:
         while True:
             start = scan.at
-            escapes = scan.string()
+            escapes = scan.string() & ESCAPES
             stop = scan.at
             scan.space()
             if scan.at >= end or scan.b[scan.at] != c':':

@@ -25,12 +25,17 @@ cdef void _fill_plain():
 _fill_plain()
 
 
-cdef inline bint _deletes8(bytes_ptr p) noexcept nogil:
-    """Whether there may be a DEL among eight bytes; none for sure when not."""
-    cdef unsigned long long x, ones = 0x0101010101010101ULL
+cdef inline bint _plain_text8(bytes_ptr p) noexcept nogil:
+    """Whether eight bytes are all PLAIN; it may say no where there is one above 0x7F."""
+    cdef unsigned long long x, low, quote, slash
+    cdef unsigned long long ones = 0x0101010101010101ULL
     memcpy(&x, p, 8)
-    x ^= ones * 0x7F
-    return ((x - ones) & ~x & (ones * 0x80)) != 0
+    low = (x - ones * 0x20) & ~x
+    quote = x ^ (ones * 0x22)
+    slash = x ^ (ones * 0x5C)
+    quote = (quote - ones) & ~quote
+    slash = (slash - ones) & ~slash
+    return ((x | (x + ones) | low | quote | slash) & (ones * 0x80)) == 0
 
 
 @cython.internal
@@ -57,7 +62,9 @@ cdef class LineBuffer:
         return self._data + self._size
 
     cdef int raw(self, const char *data, Py_ssize_t size) except -1:
-        memcpy(self.need(size), data, size)
+        if self._room - self._size < size:
+            self.need(size)
+        memcpy(self._data + self._size, data, size)
         self._size += size
         return 0
 
@@ -104,8 +111,10 @@ cdef class LineBuffer:
             p = <const unsigned char *>PyUnicode_DATA(text)
             n = PyUnicode_GET_LENGTH(text)
             i = 0
-            while i + 8 <= n and _plain8(p + i) == 8 and not _deletes8(p + i):
+            while i + 8 <= n and _plain_text8(p + i):
                 i += 8
+            if n >= 8 and i + 8 > n and _plain_text8(p + n - 8):
+                i = n
             while i < n and PLAIN[p[i]]:
                 i += 1
             if i == n:

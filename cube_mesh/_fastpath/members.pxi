@@ -82,8 +82,6 @@ cdef bint _note_members(Exchange exchange, bytes data, Py_ssize_t pos, Py_ssize_
         if scan.string():
             return False
         n = scan.at - 1 - start
-        if not _is_ascii(scan.b + start, n if n < 65 else 0):
-            return False
         which = _which_member(scan.b + start, n)
         if which >= 0 and (found[which].end or _has_upper(scan.b + start, n)):
             return False
