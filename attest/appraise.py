@@ -22,6 +22,7 @@ from attest.schemes.sev_snp.verify import VerifiedReport
 from attest.schemes.tdx import appraise as tdx
 from attest.schemes.tdx.verify import VerifiedQuote as VerifiedTdQuote
 from attest.schemes.vtpm import appraise as vtpm
+from attest.schemes.vtpm.eventlog import VerifiedLog
 from attest.schemes.vtpm.verify import VerifiedQuote
 
 __all__ = ["AttestationResult", "Verified", "appraise", "join"]
@@ -40,6 +41,8 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     maa: VerifiedMaaToken | None = None
     space: VerifiedSpaceToken | None = None
     other: tuple[str, SchemeResult] | None = None  # of a third party's scheme, by its name
+    log: VerifiedLog | None = None  # of the quoted PCRs
+    log_comes_later: bool = False  # a passport has no room for one
 
     @property
     def hardware(self) -> VerifiedReport | VerifiedTdQuote | None:
@@ -93,8 +96,9 @@ def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
         mismatches += tdx.appraise_quote(td_quote, policy.tdx, reference.tdx)
         claims |= tdx.claims_of(td_quote)
     if quote is not None and policy.vtpm is not None:
-        mismatches += vtpm.appraise_quote(quote, policy.vtpm, reference.vtpm)
-        claims |= vtpm.claims_of(quote)
+        log, later = verified.log, verified.log_comes_later
+        mismatches += vtpm.appraise_quote(quote, policy.vtpm, reference.vtpm, log, log_comes_later=later)
+        claims |= vtpm.claims_of(quote) | (vtpm.log_claims_of(log) if log is not None else {})
     if verified.hcl is not None and policy.azure is not None:
         mismatches += azure.appraise_hcl(verified.hcl, policy.azure, reference.azure)
         claims |= azure.claims_of(verified.hcl)

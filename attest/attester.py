@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol, runtime_checkable
 
 from attest.binding import Claims, ak_report_data, data_hash, encode_claims
 from attest.errors import CollectionFailed
 from attest.evidence import (
+    AUX_DIGEST,
+    AUX_DIGEST_TYPE,
     ENDORSEMENTS,
+    MAX_AUX_BYTES,
     TPM_QUOTE,
     Evidence,
     Part,
     decode_certificates,
     encode_certificates,
     encode_evidence,
+    join_aux,
 )
 from attest.schemes.vtpm.abi import decode_quote_part
 
@@ -80,14 +85,19 @@ class WithTpm:
                 collector.close()
 
 
-def evidence_for(collector: Collector, claims: Claims) -> bytes:
-    """The encoded evidence collection that binds ``claims`` to what ``collector`` can prove about this machine.
+def evidence_for(collector: Collector, claims: Claims, event_log: bytes = b"") -> bytes:
+    """The encoded evidence collection that binds ``claims`` to what ``collector`` can prove about this machine; with an
+    ``event_log`` (at most 1 MiB) beside a TPM's quote, the two as ``evidence.join_aux`` writes them.
 
     Raises CollectionFailed, also for evidence that is too large for a channel (``evidence_too_large``).
     """
     raw_claims = encode_claims(claims)
-    evidence = Evidence(raw_claims, collector.parts(data_hash(raw_claims)))
+    parts = collector.parts(data_hash(raw_claims))
+    if event_log:
+        parts = {**parts, AUX_DIGEST: Part(AUX_DIGEST_TYPE, hashlib.sha256(event_log).digest())}
+    if len(event_log) > MAX_AUX_BYTES:
+        raise CollectionFailed(f"an event log of {len(event_log)} bytes", code="evidence_too_large")
     try:
-        return encode_evidence(evidence)
+        return join_aux(encode_evidence(Evidence(raw_claims, parts)), event_log)
     except ValueError as error:
         raise CollectionFailed(str(error), code="evidence_too_large") from None

@@ -14,6 +14,7 @@ from attest.errors import MalformedEvidence
 
 __all__ = [
     "AUX_DIGEST",
+    "AUX_DIGEST_TYPE",
     "AZURE_HCL_TYPE",
     "CLAIMS_TYPE",
     "CMW_OID",
@@ -21,6 +22,7 @@ __all__ = [
     "ENDORSEMENTS_TYPE",
     "GPU",
     "HARDWARE",
+    "MAX_AUX_BYTES",
     "MAX_EVIDENCE_BYTES",
     "SNP_REPORT_TYPE",
     "TDX_QUOTE_TYPE",
@@ -36,6 +38,9 @@ __all__ = [
     "encode_certificates",
     "encode_evidence",
     "extension_value",
+    "has_aux",
+    "join_aux",
+    "split_aux",
 ]
 
 CMW_OID = "1.3.6.1.5.5.7.1.35"  # id-pe-cmw
@@ -47,11 +52,16 @@ AZURE_HCL_TYPE = "application/vnd.cube-mesh.azure-hcl"
 TOKEN_TYPE = "application/eat+jwt"
 TPM2_QUOTE_TYPE = "application/vnd.cube-mesh.tpm2-quote+cbor"
 ENDORSEMENTS_TYPE = "application/vnd.cube-mesh.endorsements+cbor"
+AUX_DIGEST_TYPE = "application/vnd.cube-mesh.aux-digest"
 
 CLAIMS, HARDWARE, TPM_QUOTE, ENDORSEMENTS, TOKEN, GPU, AUX_DIGEST = range(7)  # the keys of the collection
 
 MAX_EVIDENCE_BYTES = 65_533  # what the extension of one authenticator can hold
+MAX_AUX_BYTES = 1 << 20  # what one AUX frame can hold
 MAX_CERTIFICATES = 8
+
+
+_ARRAY_OF_TWO = b"\x82"  # how join_aux begins; a collection is a map
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -110,6 +120,35 @@ def _part(record: CborValue) -> Part:
     raise MalformedEvidence("a member of the collection is not a record [media type, bytes]")
 
 
+def join_aux(raw: bytes, aux: bytes) -> bytes:
+    """A collection, and what its part 6 names by SHA-256 (an event log, 1 byte to 1 MiB), as one value: between the
+    channel, which carries them apart, and whoever judges both. Without ``aux``, the collection as it is.
+    """
+    return cbor_encode([raw, aux]) if aux else raw
+
+
+def has_aux(raw: bytes) -> bool:
+    """Whether ``raw`` is what :func:`join_aux` makes of a collection and something beside it."""
+    return raw[:1] == _ARRAY_OF_TWO
+
+
+def split_aux(raw: bytes) -> tuple[bytes, bytes]:
+    """The inverse of :func:`join_aux`: collection and aux, b"" when there is none. Raises MalformedEvidence for a value
+    that is neither; that the digest fits is for the verifier to see.
+    """
+    if not has_aux(raw):
+        return raw, b""
+    if len(raw) > MAX_EVIDENCE_BYTES + MAX_AUX_BYTES + 16:
+        raise MalformedEvidence(f"evidence of {len(raw)} bytes", code="oversize")
+    items = cbor_decode(raw)
+    if not isinstance(items, list):
+        raise MalformedEvidence("neither a collection nor one with an event log")
+    collection, aux = (_bytes(item) for item in items)
+    if len(aux) > MAX_AUX_BYTES:
+        raise MalformedEvidence(f"an event log of {len(aux)} bytes", code="oversize")
+    return collection, aux
+
+
 def encode_certificates(certificates: tuple[bytes, ...]) -> Part:
     """DER certificates as the endorsements part (key 3), in the given order."""
     return Part(ENDORSEMENTS_TYPE, cbor_encode(list(certificates)))
@@ -125,7 +164,7 @@ def decode_certificates(body: bytes) -> tuple[bytes, ...]:
 
 def _bytes(item: CborValue) -> bytes:
     if not isinstance(item, bytes) or not item:
-        raise MalformedEvidence("an endorsement is not a byte string")
+        raise MalformedEvidence("not a byte string, or an empty one")
     return item
 
 

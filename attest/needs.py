@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attest.errors import AttestError, EndorsementUnavailable, MalformedEvidence, UnsupportedEvidence
-from attest.evidence import HARDWARE, TOKEN, decode_evidence
+from attest.evidence import HARDWARE, TOKEN, decode_evidence, split_aux
 from attest.items import Item
 from attest.jws import parse_token, payload_for_display
 from attest.schemes.azure.abi import parse_hcl
@@ -37,7 +37,7 @@ def needed_items(raw: bytes, *, product: str = "") -> tuple[Item, ...]:
 
 
 def _bundle(raw: bytes, product: str) -> Iterable[Item]:
-    parts = decode_evidence(raw).parts
+    parts = decode_evidence(split_aux(raw)[0]).parts
     if TOKEN in parts:
         yield from _token(parts[TOKEN].body, product)
     if HARDWARE in parts:

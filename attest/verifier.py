@@ -6,18 +6,21 @@ The steps are numbered; each either gives what the next one needs or raises an A
 from __future__ import annotations
 
 import hashlib
+import hmac
 import math
 from collections.abc import Mapping, Sequence
 
 from cryptography import x509
 
 from attest.appraise import AttestationResult, Verified, appraise, join
-from attest.binding import Expected, ak_report_data, check_binding, data_hash, snp_report_data
+from attest.binding import Expected, Phase, ak_report_data, check_binding, data_hash, snp_report_data
 from attest.chain import load_certificate
 from attest.collateral import Endorsements, parse_collateral, sort_endorsements
 from attest.composition import try_branches
-from attest.errors import EndorsementUnavailable, UnsupportedEvidence
+from attest.errors import BindingMismatch, EndorsementUnavailable, UnsupportedEvidence
 from attest.evidence import (
+    AUX_DIGEST,
+    AUX_DIGEST_TYPE,
     AZURE_HCL_TYPE,
     ENDORSEMENTS,
     ENDORSEMENTS_TYPE,
@@ -32,12 +35,14 @@ from attest.evidence import (
     Part,
     decode_certificates,
     decode_evidence,
+    split_aux,
 )
 from attest.jws import Jwk, parse_token
 from attest.plugins import Scheme, SchemeResult, check_scheme, judge
 from attest.policy import EvidencePolicy, parse_policy
 from attest.schemes.azure import verify as azure
 from attest.schemes.azure.maa import VerifiedMaaToken, own_issuer, verify_maa
+from attest.schemes.azure.maa_appraise import measurement_of, vm_id
 from attest.schemes.gcp.token import VerifiedSpaceToken, verify_oidc_token, verify_pki_token
 from attest.schemes.sev_snp.verify import (
     PRODUCTS,
@@ -48,6 +53,7 @@ from attest.schemes.sev_snp.verify import (
     verify_report,
 )
 from attest.schemes.tdx import verify as tdx
+from attest.schemes.vtpm.eventlog import VerifiedLog, verify_event_log
 from attest.schemes.vtpm.verify import VerifiedQuote, verify_ak_certificate, verify_quote
 
 __all__ = ["Verifier", "policy_from_result"]
@@ -84,6 +90,7 @@ class Verifier:
             for view in branch.views
         }
         self._wanted = self._wanted_parts()
+        self._optional = {ENDORSEMENTS: ENDORSEMENTS_TYPE} | ({AUX_DIGEST: AUX_DIGEST_TYPE} if policy.vtpm else {})
         self._token_keys = tuple(token_keys)
         self._snp_roots = _snp_roots(allow_simulated) if policy.sev_snp is not None else {}
         self._tdx_roots = _tdx_roots(allow_simulated) if policy.tdx is not None else ()
@@ -93,7 +100,9 @@ class Verifier:
     def appraise(
         self, raw: bytes, expected: Expected, *, now: float, endorsements: Sequence[bytes] = ()
     ) -> AttestationResult:
-        """Verify and appraise encoded evidence.
+        """Verify and appraise encoded evidence: a collection, perhaps joined with an event log (``evidence.join_aux``).
+
+        Rules that need an event log are not asked of a passport, which is never the last word about a peer.
 
         ``expected``: what the caller knows of channel and peer. ``now``: Unix seconds. ``endorsements``: certificates
         beside those that the evidence carries, revocation lists, collateral for TDX (``collateral.sort_endorsements``).
@@ -102,7 +111,8 @@ class Verifier:
         ``expected`` (the channel's work).
         """
         # 1. One strict collection.
-        evidence = decode_evidence(raw)
+        collection, aux = split_aux(raw)
+        evidence = decode_evidence(collection)
         # 2. The claims are those of this channel, peer and time.
         claims = check_binding(evidence.claims, expected, now, self.policy.max_lifetime_s)
         if self.policy.branches:
@@ -113,10 +123,12 @@ class Verifier:
         given = _endorsements(evidence, () if self.policy.schemes else endorsements)
         hashed = data_hash(evidence.claims)
         quote, quote_expires = self._verify_quote(evidence.parts.get(TPM_QUOTE), hashed, given.certificates, now)
+        log = _verify_log(evidence.parts.get(AUX_DIGEST), aux, quote)
         hcl, report, td_quote = self._verify_hardware(evidence.parts.get(HARDWARE), quote, hashed, given, now)
         if hcl is not None and self.policy.azure is not None and self.policy.azure.require_ak_certificate:
             quote_expires = min(quote_expires, azure.verify_ak_certificate(hcl, given.certificates, now))
         maa, space = self._verify_token(evidence.parts.get(TOKEN), hashed, now)
+        _check_one_machine(hcl, report, td_quote, maa, space)
         other = self._verify_other(evidence.parts.get(HARDWARE), hashed, endorsements, now)
         # 5. The policy's rules.
         verified = Verified(
@@ -135,6 +147,8 @@ class Verifier:
             maa=maa,
             space=space,
             other=other,
+            log=log,
+            log_comes_later=expected.phase is Phase.PASSPORT and log is None,
         )
         return appraise(verified, self.policy)
 
@@ -172,7 +186,7 @@ class Verifier:
             if key not in evidence.parts:
                 raise UnsupportedEvidence(f"the policy asks for {media_type}, there is none", code="part_missing")
         for key, part in evidence.parts.items():
-            accepted = ENDORSEMENTS_TYPE if key == ENDORSEMENTS else self._wanted.get(key)
+            accepted = self._wanted.get(key) or self._optional.get(key)
             if part.media_type != accepted:
                 raise UnsupportedEvidence(f"part {key} ({part.media_type}) is not in the policy", code="part_unknown")
 
@@ -281,6 +295,40 @@ class Verifier:
                 self._collateral.clear()
             self._collateral[raw] = known
         return known
+
+
+def _verify_log(part: Part | None, aux: bytes, quote: VerifiedQuote | None) -> VerifiedLog | None:
+    """The event log, when it is the one that the collection names and the quoted PCRs come of it."""
+    if part is None and not aux:
+        return None
+    if part is None or quote is None or not hmac.compare_digest(part.body, hashlib.sha256(aux).digest()):
+        raise BindingMismatch("the event log is not the one that the evidence names", code="aux_digest")
+    return verify_event_log(aux, quote)
+
+
+def _check_one_machine(
+    hcl: azure.VerifiedHcl | None,
+    report: VerifiedReport | None,
+    td_quote: tdx.VerifiedQuote | None,
+    maa: VerifiedMaaToken | None,
+    space: VerifiedSpaceToken | None,
+) -> None:
+    """A token beside the hardware's own word tells of that hardware. Both speak for this channel already; this keeps
+    two machines that share its key from passing for one that has the virtues of both.
+    """
+    if report is not None:
+        kind, model, measurement = "sevsnpvm", "GCP_AMD_SEV_SNP", report.report.measurement
+    elif td_quote is not None:
+        kind, model, measurement = "tdxvm", "GCP_INTEL_TDX", td_quote.quote.report.mr_td
+    else:
+        return
+    told_and_seen = [(space.claims.get("hwmodel"), model)] if space is not None else []
+    if maa is not None:
+        told_and_seen += [(maa.tee_type, kind), (measurement_of(maa).lower(), measurement.hex())]
+    if maa is not None and hcl is not None:
+        told_and_seen.append((vm_id(maa).lower(), str(hcl.claims.configuration.get("vmUniqueId", "")).lower()))
+    if any(told != seen for told, seen in told_and_seen):
+        raise BindingMismatch("token and hardware tell of different machines", code="token_of_another_machine")
 
 
 def _end(other: tuple[str, SchemeResult] | None) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from cube_mesh.https import check_url
 from cube_mesh.settings import Attestation, Settings
 from cube_mesh.tls.ca import load_certificates
 
-__all__ = ["AGENTS", "collector_from_settings", "schemes_from_settings"]
+__all__ = ["AGENTS", "collector_from_settings", "event_log_of", "schemes_from_settings"]
 
 
 def collector_from_settings(settings: Settings, role: Literal["proxy", "agent"]) -> Collector:
@@ -34,6 +34,16 @@ def collector_from_settings(settings: Settings, role: Literal["proxy", "agent"])
         return make(settings)
     except ValueError as error:
         raise ConfigError(str(error), key="attestation") from error
+
+
+def event_log_of(attestation: Attestation) -> Path | None:
+    """Where the log of the quoted PCRs is, if it is to be sent; ConfigError for an attester that quotes none."""
+    if not attestation.event_log_file:
+        return None
+    if attestation.attester not in _QUOTING:
+        problem = f"says what a TPM's quote is made of; the attester {attestation.attester!r} makes none"
+        raise ConfigError(problem, key="attestation.event_log_file")
+    return Path(attestation.event_log_file)
 
 
 def schemes_from_settings(settings: Settings) -> tuple[Scheme, ...]:
@@ -154,6 +164,7 @@ def _simulated(settings: Settings, make: Callable[[bytes], Collector]) -> Collec
         raise ConfigError(f"no seed: {error}", key="attestation.simulated_seed_file", where=path) from error
 
 
+_QUOTING = ("vtpm", "gce-vtpm", "sev-snp+vtpm", "tdx+vtpm", "azure")
 _Make = Callable[[Settings], Collector]
 _PROXIES: dict[str, _Make] = {"none": lambda _: NoEvidence()}
 AGENTS: dict[str, _Make] = {

@@ -22,10 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attest.appraise import AttestationResult
 from attest.attester import Closing, Collector, NoEvidence, evidence_for
 from attest.binding import Claims, Expected, Phase, Role
-from attest.errors import AttestError, EndorsementUnavailable, UnsupportedEvidence
+from attest.errors import AttestError, CollectionFailed, EndorsementUnavailable, UnsupportedEvidence
+from attest.evidence import MAX_AUX_BYTES
 from attest.policy import load_policy, parse_policy
 from attest.verifier import Verifier
-from cube_mesh.attesters import collector_from_settings, schemes_from_settings
+from cube_mesh.attesters import collector_from_settings, event_log_of, schemes_from_settings
 from cube_mesh.collateral.feed import Appraiser, FedVerifier, Feed, feed_from_settings
 from cube_mesh.errors import ConfigError
 from cube_mesh.settings import Mesh, Settings
@@ -59,7 +60,8 @@ class Keeper:
     """See ``tls.port.KeeperPort``. ``verifiers`` are by policy name; a name that is not there refuses.
 
     ``leaf`` is a proxy's, from disk; without one the keeper makes its own, self-signed with a passport in it, at
-    ``start`` and again at half of ``leaf_lifetime_s``. ``feed``: collateral for ``verifiers``, started and closed here.
+    ``start`` and again at half of ``leaf_lifetime_s``. ``event_log``: the firmware's, sent with evidence for a channel.
+    ``feed``: collateral for ``verifiers``, started and closed here.
     ``clock`` is Unix time.
     """
 
@@ -71,6 +73,7 @@ class Keeper:
         roots: tuple[bytes, ...],
         *,
         leaf: Leaf | None = None,
+        event_log: Path | None = None,
         leaf_lifetime_s: float = 3600.0,
         claims_lifetime_s: float = 600.0,
         max_concurrent_quotes: int = 1,
@@ -87,6 +90,7 @@ class Keeper:
         self.feed = feed
         self._collector = collector
         self._verifiers: dict[str, Appraiser] = {**verifiers, CLAIMS_ONLY: Verifier(parse_policy(_CLAIMS_ONLY_POLICY))}
+        self._event_log = event_log
         self._leaf = leaf
         self._makes_leaf = leaf is None
         self._leaf_lifetime_s = leaf_lifetime_s
@@ -207,11 +211,16 @@ class Keeper:
         loop = asyncio.get_running_loop()
         self.quotes += 1
         try:
-            return await loop.run_in_executor(self._threads, evidence_for, self._collector, claims)
+            return await loop.run_in_executor(self._threads, self._make, claims)
         except AttestError as error:
             self.quote_failures[error.code] += 1
             _log.warning("no evidence could be made: %s: %s", error.code, error)
             raise
+
+    def _make(self, claims: Claims) -> bytes:
+        """On a thread. A passport is in a certificate, where there is no room for a log."""
+        log = b"" if self._event_log is None or claims.phase is Phase.PASSPORT else read_event_log(self._event_log)
+        return evidence_for(self._collector, claims, log)
 
     # --- appraisal ---
 
@@ -278,6 +287,18 @@ def count_attaches(sessions: SessionsPort, numbers: Numbers) -> None:
     numbers.counter("cube_session_attaches", "Attempts to attach.", "reason", lambda: live.attaches)
 
 
+def read_event_log(path: Path) -> bytes:
+    """The firmware's log, read when it is needed: 1 byte to 1 MiB, else CollectionFailed."""
+    try:
+        with path.open("rb") as file:
+            log = file.read(MAX_AUX_BYTES + 1)
+    except OSError as error:
+        raise CollectionFailed(f"{path}: {error.strerror}", code="event_log_unreadable") from None
+    if not 0 < len(log) <= MAX_AUX_BYTES:
+        raise CollectionFailed(f"{path}: empty, or above {MAX_AUX_BYTES} bytes", code="event_log_unreadable")
+    return log
+
+
 def read_boot_id() -> bytes:
     """The kernel's boot id, 16 bytes: another one means another boot."""
     return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", ""))
@@ -305,6 +326,7 @@ def keeper_from_settings(settings: Settings, role: Literal["proxy", "agent"]) ->
         _verifiers(settings, feed),
         roots,
         leaf=_proxy_leaf(mesh, node_id, roots) if role == "proxy" else None,
+        event_log=event_log_of(attestation),
         leaf_lifetime_s=attestation.leaf_lifetime_s,
         claims_lifetime_s=attestation.interval_s,
         max_concurrent_quotes=attestation.max_concurrent_quotes,

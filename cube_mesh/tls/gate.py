@@ -8,9 +8,9 @@ application data; after ``Close`` nothing comes.
     TLS_DONE  checks of the leaf                checks of the leaf
     PASSPORT  appraise the leaf's evidence      -
     ATTEST    REQUEST ->                        <- REQUEST
-              <- AUTHENTICATOR                  (collects evidence)
+              <- [AUX], AUTHENTICATOR           (collects evidence)
     APPRAISE  validate, appraise                -
-              AUTHENTICATOR, RESULT ->          validate, appraise
+              [AUX], AUTHENTICATOR, RESULT ->   validate, appraise
     RESULT    <- RESULT                         RESULT must be there, and nothing behind it
     REGISTER  -                                 control: the session is kept before RESULT leaves
     OPEN
@@ -29,6 +29,7 @@ import msgspec
 
 from attest.appraise import AttestationResult
 from attest.binding import Expected, Phase, Role, exporter_context, exporter_label
+from attest.evidence import has_aux, join_aux, split_aux
 from cube_mesh.tls import identity
 from cube_mesh.tls.authenticator import (
     AuthenticatorError,
@@ -184,6 +185,7 @@ class Gate:
         self._leaf_hashes = leaf_hashes(plan.role, facts.leaf.cert_der, peer)
         self._request = build_request(plan.role, plan.nonce)
         self._peer_request = b""
+        self._aux = b""  # the peer's, which its evidence must name
         self._frames = FrameDecoder()
         self._peer_known = bool(plan.roots)  # its identity is proven, so it may read our reasons
         self._result: AttestationResult | None = None
@@ -265,6 +267,9 @@ class Gate:
             wanted, step = due
             if frame.type is FrameType.RESULT and wanted is not FrameType.RESULT:
                 raise Refusal("refused", _peer_reason(frame.body))
+            if frame.type is FrameType.AUX and wanted is FrameType.AUTHENTICATOR and not self._aux:
+                self._aux = check_aux(frame.body)
+                continue
             check_order(frame.type, wanted)
             self._bodies[peer_role(self.plan.role), frame.type] = frame.body
             commands += step(self, frame.body)
@@ -288,9 +293,11 @@ class Gate:
             raise Refusal("internal", "evidence that nobody asked for")
         facts, role = self._facts, self.plan.role
         keys = exported_keys(facts.exporter, facts.suite, role)
-        body = build_authenticator(keys, self._peer_request, facts.leaf.cert_der, evidence, facts.leaf.sign)
+        collection, aux = split_aux(evidence)
+        body = build_authenticator(keys, self._peer_request, facts.leaf.cert_der, collection, facts.leaf.sign)
         self._bodies[role, FrameType.AUTHENTICATOR] = body
-        send = Send(encode_frame(FrameType.AUTHENTICATOR, body))
+        before = encode_frame(FrameType.AUX, aux) if aux else b""
+        send = Send(before + encode_frame(FrameType.AUTHENTICATOR, body))
         if role is Role.SERVER:
             self.state = State.AUTHENTICATOR
             return [send, *self._advance()]
@@ -311,8 +318,9 @@ class Gate:
             channel_binding=channel_binding(facts.exporter, attester, self.plan.nonce, self._leaf_hashes),
             peer_spki_hash=facts.leaf.spki_hash,
         )
+        raw = join_aux(_one_collection(authenticator.evidence), self._aux)
         self.state = State.APPRAISE
-        self._appraised_evidence = Appraise(authenticator.evidence, expected, self.plan.policy)
+        self._appraised_evidence = Appraise(raw, expected, self.plan.policy)
         return [self._appraised_evidence]
 
     def _appraised(self, result: AttestationResult) -> list[Command]:
@@ -469,6 +477,13 @@ def check_order(received: FrameType, wanted: FrameType) -> None:
         raise Refusal("frame_order", f"{received.name} where {wanted.name} was due")
 
 
+def check_aux(body: bytes) -> bytes:
+    """An event log has at least one byte. That it is the one that the evidence names, the verifier sees."""
+    if not body:
+        raise Refusal("frame_size", "an empty AUX frame")
+    return body
+
+
 def check_no_early_data(buffered: int) -> None:
     """Nothing may lie behind a client's RESULT before the server has answered it."""
     if buffered:
@@ -500,6 +515,13 @@ def leaf_hashes(own: Role, own_der: bytes, peer: PeerLeaf) -> tuple[bytes, bytes
 def channel_binding(exporter: Exporter, attester: Role, nonce: bytes, hashes: tuple[bytes, bytes]) -> bytes:
     """``cb`` of §4: a value that only the two ends of this connection can compute, for this nonce and these leaves."""
     return exporter(exporter_label(attester), exporter_context(nonce, *hashes), 32)
+
+
+def _one_collection(evidence: bytes) -> bytes:
+    """What is in an authenticator is a collection alone: an event log comes in its own frame, bounded there."""
+    if has_aux(evidence):
+        raise Refusal("authenticator_malformed", "an event log in it")
+    return evidence
 
 
 def _no_leaf() -> PeerLeaf:

@@ -25,7 +25,7 @@ REASONS = {
     "chain": "the peer's certificate does not end in the mesh CA",
     "evidence_missing": "the peer's certificate does not carry exactly one evidence extension",
     "frame_type": "bytes that are no frame where a frame was due",
-    "frame_size": "a frame above its limit",
+    "frame_size": "a frame above its limit, or an empty one",
     "frame_total": "more attestation bytes than one connection may send",
     "frame_order": "a frame out of its order",
     "early_data": "application data before this end had accepted the peer",

@@ -184,4 +184,4 @@ async def test_real_tpm_with_another_boot(mesh: Mesh, real_tpm: TpmCollector) ->
 
 def _extend(tpm: TpmCollector) -> None:
     digest = "11" * 32
-    subprocess.run(["tpm2_pcrextend", f"1:sha256={digest}", "-T", tpm._tcti], check=True, capture_output=True)
+    subprocess.run(["tpm2_pcrextend", f"1:sha256={digest}", "-T", tpm.tools.tcti], check=True, capture_output=True)

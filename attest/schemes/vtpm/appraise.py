@@ -60,9 +60,17 @@ class ReferenceValues(Table, frozen=True):
 
 
 def appraise_quote(
-    verified: VerifiedQuote, rules: Rules, reference: ReferenceValues, log: VerifiedLog | None = None
+    verified: VerifiedQuote,
+    rules: Rules,
+    reference: ReferenceValues,
+    log: VerifiedLog | None = None,
+    *,
+    log_comes_later: bool = False,
 ) -> tuple[Mismatch, ...]:
-    """Every rule that does not hold. AK certificates are the verifier's work, by ``verify_ak_certificate``."""
+    """Every rule that does not hold. AK certificates are the verifier's work, by ``verify_ak_certificate``.
+
+    ``log_comes_later``: rules that need an event log are left to the evidence that follows this one.
+    """
     mismatches = require_if_listed(reference.ak_names, "ak_not_pinned", "ak.name", verified.ak_name)
     mismatches += require(rules.unsafe_allow_sha1 or not verified.weak, "sha1", "tpm.sha1", "false", "true")
     values = verified.pcrs.get(rules.pcr_bank, {})
@@ -71,10 +79,10 @@ def appraise_quote(
         if index not in values:
             mismatches += require(False, "pcr_selection", claim, "quoted", "not quoted")
         elif str(index) in reference.event_digests:
-            mismatches += _events(index, reference.event_digests[str(index)], rules, log)
+            mismatches += () if log_comes_later else _events(index, reference.event_digests[str(index)], rules, log)
         elif not rules.unsafe_any_pcr_values:
             mismatches += require_one_of(reference.pcr_values.get(str(index), ()), "pcr", claim, values[index])
-    return mismatches + _log(rules, log)
+    return mismatches if log_comes_later else mismatches + _log(rules, log)
 
 
 def _events(index: int, allowed: tuple[str, ...], rules: Rules, log: VerifiedLog | None) -> tuple[Mismatch, ...]:

@@ -22,13 +22,13 @@ class TpmTools:
     """
 
     def __init__(self, tcti: str, timeout_s: float) -> None:
-        self._tcti, self._timeout_s = tcti, timeout_s
+        self.tcti, self._timeout_s = tcti, timeout_s
 
     def run(self, program: str, *arguments: str, stdin: bytes = b"") -> bytes:
         """What the program writes to its standard output."""
         written = self._execute(program, *arguments, stdin=stdin)
         # Without a resource manager, objects stay in the TPM's few slots after each program.
-        if "tpmrm" not in self._tcti and not self._tcti.startswith("tabrmd"):
+        if "tpmrm" not in self.tcti and not self.tcti.startswith("tabrmd"):
             with contextlib.suppress(CollectionFailed):
                 self._execute("tpm2_flushcontext", "-t")
         return written
@@ -60,7 +60,7 @@ class TpmTools:
     def _execute(self, program: str, *arguments: str, stdin: bytes = b"") -> bytes:
         try:
             done = subprocess.run(
-                [program, *arguments, "-T", self._tcti],
+                [program, *arguments, "-T", self.tcti],
                 input=stdin,
                 capture_output=True,
                 env={"PATH": os.environ.get("PATH", os.defpath)},
@@ -75,5 +75,5 @@ class TpmTools:
             raise CollectionFailed(f"{program} gave no answer in {self._timeout_s} s", code="tpm_timeout") from None
         if done.returncode != 0:
             detail = done.stderr.decode(errors="replace").strip()[-_MAX_STDERR:]
-            raise CollectionFailed(f"{program} failed ({done.returncode}) on {self._tcti}: {detail}", code="tpm_failed")
+            raise CollectionFailed(f"{program} failed ({done.returncode}) on {self.tcti}: {detail}", code="tpm_failed")
         return done.stdout
