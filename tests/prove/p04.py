@@ -24,9 +24,10 @@ NEGATIVES = {"sev_snp": 60, "tdx": 80, "vtpm": 30, "azure": 30, "gcp": 30}
 # Parsers and verifiers, and what of tests/attest is their own where the names differ.
 MODULES = (
     "binding", "chain", "codec", "collateral", "composition", "corim", "cose", "der", "eventlog", "evidence", "forms",
-    "go_check", "items", "jws", "needs", "policy", "policy_check", "reference", "verifier", "vouch",
+    "go_check", "items", "jws", "needs", "offline", "plugins", "policy", "policy_check", "reference", "verifier",
+    "vouch",
 )  # fmt: skip
-OWN_TESTS = {"verifier": ("verifier", "clouds"), "policy_check": ("policy",), "reference": ("policy",)}
+OWN_TESTS = {"verifier": ("verifier", "clouds")}
 PLATFORM_PAGES = ("sev-snp", "tdx", "vtpm", "azure", "gcp")
 SECTIONS = (r"^## What .*proves$", r"^## What it does not$", r"^## From a new VM to a policy$")
 
@@ -71,12 +72,16 @@ def fuzz(full: bool, scratch: Path) -> Held:
     return Held(held, figures, f"python -m tests.fuzz.evidence --runs {EXECUTIONS} --seed {seed}")
 
 
+def own_tests() -> dict[str, list[str]]:
+    """Module or package → its own tests."""
+    found = {f"attest.{name}": [f"tests/attest/test_{t}.py" for t in OWN_TESTS.get(name, (name,))] for name in MODULES}
+    return found | {f"attest.schemes.{platform}": [f"tests/attest/{platform}"] for platform in NEGATIVES}
+
+
 def coverage(full: bool, scratch: Path) -> Held:
     """Lines and branches of each parser and verifier, run by its own tests and no others."""
-    runs = {f"attest.{name}": [f"tests/attest/test_{t}.py" for t in OWN_TESTS.get(name, (name,))] for name in MODULES}
-    runs |= {f"attest.schemes.{platform}": [f"tests/attest/{platform}"] for platform in NEGATIVES}
     rows: dict[str, Any] = {}
-    for module, tests in runs.items():
+    for module, tests in own_tests().items():
         report = scratch / f"{module}.json"
         options = [f"--cov={module}", "--cov-branch", f"--cov-report=json:{report}"]
         code = timed([sys.executable, "-m", "pytest", "-q", *tests, *options], ROOT).returncode

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.prove import __main__ as runner
-from tests.prove import p01
-from tests.prove.proof import Held, Line, run_tests
+from tests.prove import p01, p04
+from tests.prove.proof import ROOT, Held, Line, run_tests
 
 
 def broken(full: bool, scratch: Path) -> Held:
@@ -73,3 +73,13 @@ def test_a_failure_or_a_skip_does_not_hold(tmp_path: Path, body: str) -> None:
     file = tmp_path / "test_one.py"
     file.write_text(f"def test_a(): ...\ndef test_b():\n    {body}\n")
     assert not run_tests(str(file), least=1).held
+
+
+def test_each_module_that_proof_04_covers_is_there_and_so_are_its_tests() -> None:
+    for module, tests in p04.own_tests().items():
+        path = ROOT / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").exists(), module
+        assert all((ROOT / test).exists() for test in tests), tests
+    assert {path.name for path in (ROOT / "attest" / "schemes").iterdir() if (path / "abi.py").exists()} <= set(
+        p04.NEGATIVES
+    )
