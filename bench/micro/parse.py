@@ -1,7 +1,8 @@
 """Request heads: ``scan_request`` beside httptools, on httptools' ground: whole requests, one process, interleaved.
 
 httptools feeds a callback object that keeps what a server keeps: the target, the fields as pairs, the method, and
-whether the connection stays. Run: ``python -m bench.micro.parse [rounds]``. Figures are nanoseconds of processor time per request.
+whether the connection stays. Run: ``python -m bench.micro.parse [rounds]``. Figures are nanoseconds of processor time
+per request.
 """
 
 from __future__ import annotations
