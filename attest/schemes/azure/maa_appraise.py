@@ -11,7 +11,7 @@ from attest.errors import Mismatch
 from attest.rules import Hex32, Hex48, Table, require, require_if_listed, require_one_of
 from attest.schemes.azure.maa import VerifiedMaaToken
 
-__all__ = ["ReferenceValues", "Rules", "appraise_maa", "claims_of"]
+__all__ = ["ReferenceValues", "Rules", "appraise_maa", "claims_of", "measurement_of", "vm_id"]
 
 COMPLIANT = "azure-compliant-cvm"
 Svn = Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -71,7 +71,7 @@ class ReferenceValues(Table, frozen=True):
 def appraise_maa(verified: VerifiedMaaToken, rules: Rules, reference: ReferenceValues) -> tuple[Mismatch, ...]:
     """Every rule that does not hold. A claim that is absent does not hold."""
     claims, tee = verified.claims, verified.tee
-    measurement = _text(tee, "x-ms-sevsnpvm-launchmeasurement" if verified.tee_type == "sevsnpvm" else "tdx_mrtd")
+    measurement = measurement_of(verified)
     measurements = (measurement,) if rules.unsafe_any_measurement else reference.measurements
     issuers = (verified.issuer,) if rules.unsafe_any_issuer else rules.issuers
     compliance = _text(tee, "x-ms-compliance-status")
@@ -130,6 +130,11 @@ def _boot(claims: Mapping[str, Any], rules: Rules) -> tuple[Mismatch, ...]:
             name = f"x-ms-azurevm-{short}"
             mismatches += require(claims.get(name) is False, "debug", f"maa.{name}", "false", _text(claims, name))
     return mismatches
+
+
+def measurement_of(verified: VerifiedMaaToken) -> str:
+    """The launch measurement of SEV-SNP or the MRTD, hex; "none" without."""
+    return _text(verified.tee, "x-ms-sevsnpvm-launchmeasurement" if verified.tee_type == "sevsnpvm" else "tdx_mrtd")
 
 
 def vm_id(verified: VerifiedMaaToken) -> str:
