@@ -32,7 +32,7 @@ from attest.testkit.azure import hcl_report, runtime_claims
 from attest.testkit.gcp import root, signer_certificate
 from attest.testkit.intel import collateral, tcb_info
 from attest.testkit.snp import SnpPlatform
-from attest.testkit.tdx import SimulatedTdxCollector, TdxPlatform
+from attest.testkit.tdx import TdxPlatform
 from attest.testkit.tokens import fixed_key, jwks, maa_claims, sign, space_claims, x5c
 from attest.testkit.tpm import SoftwareTpm
 from attest.verifier import MAX_COLLATERAL, Verifier, policy_from_result
