@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -84,8 +85,10 @@ def chip_certificate(
     not_before: dt.datetime = _START,
     not_after: dt.datetime = dt.datetime(2031, 1, 1, tzinfo=dt.UTC),
     omit: tuple[str, ...] = (),
+    raw: Mapping[str, bytes] | None = None,
 ) -> x509.Certificate:
-    """A VCEK or VLEK (AMD 57230, 58369). Each keyword changes one thing; ``omit`` drops extensions by their last arcs.
+    """A VCEK or VLEK (AMD 57230, 58369). Each keyword changes one thing; ``omit`` drops extensions by their last arcs,
+    ``raw`` gives the bytes of such.
 
     ``issuer`` is "ask" or "asvk" (default: as ``kind`` wants). The serial number is 1: real ones are 0, which
     ``cryptography`` cannot write.
@@ -96,6 +99,7 @@ def chip_certificate(
         extensions["4"] = hwid
     if csp_id:
         extensions["5"] = _ia5(csp_id)
+    extensions |= raw or {}
     builder = (
         x509.CertificateBuilder()
         .subject_name(name(common_name or f"SEV-{kind.upper()}"))

@@ -129,13 +129,14 @@ def _swapped_roots() -> Mapping[str, Sequence[Root]]:
     return {"Milan": (Root(ca_certificate("ask", "Milan"), (ca_certificate("ark", "Milan"),)),)}
 
 
-def _pkcs1_leaf() -> x509.Certificate:
+def _signed(algorithm: Any, rsa_padding: Any = None) -> x509.Certificate:
+    """The leaf signed by the right key in another way than AMD's."""
     leaf = MILAN.leaf
     builder = x509.CertificateBuilder(
         leaf.issuer, leaf.subject, leaf.public_key(), 1, leaf.not_valid_before_utc, leaf.not_valid_after_utc,
         list(leaf.extensions),
     )  # fmt: skip
-    return builder.sign(ca_key("ask"), hashes.SHA384())
+    return builder.sign(ca_key("ask"), algorithm, rsa_padding=rsa_padding)
 
 
 def _vlek() -> bytes:
@@ -385,8 +386,24 @@ ROWS: dict[str, dict[str, Case]] = {
         "no microcode level": _leaf("leaf_extensions", omit=("3.8",)),
         "no fmc level on Turin": _leaf("leaf_extensions", TURIN, omit=("3.9",)),
         "no product name": _leaf("leaf_extensions", omit=("2",)),
+        **{f"level {what}": _leaf("leaf_extensions", raw={"3.3": raw}) for what, raw in {
+            "of another type": b"\x04\x01\x18", "negative": b"\x02\x01\x98", "with a byte behind": b"\x02\x01\x18\x00",
+            "with a zero too many": b"\x02\x02\x00\x18",
+        }.items()},
+        **{f"level above 127 {what}": _leaf("leaf_extensions", raw={"3.8": raw}) for what, raw in {
+            "of another type": b"\x04\x02\x00\xdb", "with a byte behind": b"\x02\x02\x00\xdb\x00",
+        }.items()},
+        **{f"product name {what}": _leaf("leaf_extensions", raw={"2": raw}) for what, raw in {
+            "empty": b"\x16\x00", "of another type": b"\x0c\x05Milan", "of another length": b"\x16\x04Milan",
+            "beyond ASCII": b"\x16\x06Mil\xc3\xa0n",
+        }.items()},
         "key on P-256": _leaf("leaf_key", public_key=P256),
-        "leaf signed with PKCS #1 v1.5": Case("untrusted_chain", leaf=_pkcs1_leaf),
+        "key of RSA": _leaf("leaf_key", public_key=ca_key("asvk").public_key()),
+        "leaf signed with PKCS #1 v1.5": Case("untrusted_chain", leaf=lambda: _signed(hashes.SHA384())),
+        "leaf signed with SHA-256": Case(
+            "untrusted_chain",
+            leaf=lambda: _signed(hashes.SHA256(), padding.PSS(padding.MGF1(hashes.SHA256()), 32)),
+        ),
         "simulated root not trusted": Case("untrusted_chain", roots=dict),
     },
     "rules, beyond the list": {

@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 
 from attest.errors import AttestError, BindingMismatch, MalformedEvidence
-from attest.schemes.sev_snp.abi import REPORT_BYTES, SIGNED_BYTES, Tcb, parse_report, tcb_of
+from attest.schemes.sev_snp.abi import REPORT_BYTES, SIGNED_BYTES, Tcb, parse_report, product_of, tcb_of
 from attest.schemes.sev_snp.verify import VerifiedReport, check_report_data, verify_report
 from attest.testkit.pki import ca_certificate, chip_certificate, simulated_roots
 from attest.testkit.snp import SnpPlatform
@@ -94,6 +94,26 @@ def test_both_orders_of_the_tcb() -> None:
     assert tcb_of(bytes((9, 1, 2, 3, 0, 0, 0, 8)), "Turin") == Tcb(1, 2, 3, 8, fmc=9)
     with pytest.raises(MalformedEvidence):
         tcb_of(raw, "Turin")
+
+
+def test_every_level_that_a_byte_can_say() -> None:
+    """Certificates write levels as DER INTEGERs: one byte up to 127, two above."""
+    for levels in (Tcb(0, 127, 128, 255), Tcb(255, 128, 127, 0)):
+        platform = SnpPlatform(b"levels")
+        platform.tcb = levels
+        assert verify(platform.report(DATA), [platform.leaf]).reported_tcb == levels
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "product"),
+    [
+        (0x19, 0x00, "Milan"), (0x19, 0x0F, "Milan"), (0x19, 0x10, "Genoa"), (0x19, 0x1F, "Genoa"), (0x19, 0x20, None),
+        (0x19, 0x9F, None), (0x19, 0xA0, "Genoa"), (0x19, 0xAF, "Genoa"), (0x19, 0xB0, None), (0x1A, 0x00, "Turin"),
+        (0x1A, 0x11, "Turin"), (0x18, 0x01, None), (0x17, 0x11, None), (0, 0, None),
+    ],
+)  # fmt: skip
+def test_products_by_cpuid(family: int, model: int, product: str | None) -> None:
+    assert product_of((family, model, 1)) == product
 
 
 def test_signed_bytes_are_those_before_the_signature() -> None:
