@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace
 
+from attest.der import der_items
 from attest.schemes.tdx.abi import parse_quote
 from attest.schemes.tdx.appraise import ReferenceValues, Rules
 from attest.testkit.intel import (
@@ -157,8 +158,18 @@ GOOD = pck_extension(V4.info)
 PPID = GOOD[4 : 6 + GOOD[5]]
 
 
-def _extension(body: bytes) -> bytes:
-    return b"\x30" + bytes((len(body),)) + body
+ARC = bytes.fromhex("2a864886f84d010d01")  # Intel's own, which begins the names in it
+
+
+def _tlv(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    return bytes((tag, size) if size < 0x80 else (tag, 0x82, *divmod(size, 0x100))) + content
+
+
+def _extended(pair: bytes) -> bytes:
+    """A good extension with one more element in it."""
+    ((_, fields),) = der_items(GOOD)
+    return _tlv(0x30, fields + pair)
 
 
 def _without_point() -> bytes:
@@ -201,6 +212,7 @@ RELAUNCH: dict[str, tuple[dict[str, Any], str]] = {
     "the level of now is revoked": ({"levels": [{**LATEST, "tcbStatus": "Revoked"}, BEFORE]}, "Revoked"),
     "the level is revoked": ({"levels": [LATEST, tcb_level("Revoked")]}, "Revoked"),
     "the module is not old": ({"module": [isv_level(6)]}, "OutOfDate"),
+    "the module had no levels of its own": ({"then": (5, 0, 8)}, "OutOfDate"),
     "the module is revoked": ({"module": [isv_level(6, "Revoked")]}, "Revoked"),
 }  # fmt: skip
 
@@ -212,12 +224,13 @@ def launched(
     now: tuple[int, int, int] = (7, 1, 9),
     qe: str = "UpToDate",
     body: str = "1.5",
+    then: tuple[int, int, int] = (6, 1, 8),
 ) -> tuple[bytes, bytes]:
     """Quote and collateral: launched under module 1.6 and microcode 8; latest are 1.7 and 9; ``now`` runs by now."""
     identities = [{**MODULE, "tcbLevels": list(module)}, *more]
     info = tcb_info(tcbLevels=list(levels), tdxModuleIdentities=identities)
     second = {"tee_tcb_svn2": bytes(now) + bytes(13)} if body == "1.5" else {}
-    quote = TdxPlatform(b"a", version=5, body=body).quote(DATA, **second)
+    quote = TdxPlatform(b"a", version=5, body=body).quote(DATA, tee_tcb_svn=bytes(then) + bytes(13), **second)
     return quote, collateral(tcb=info, qe=qe_identity(tcbLevels=[isv_level(4, qe)]))
 
 
@@ -463,9 +476,11 @@ ROWS: dict[str, dict[str, Case]] = {
             for what, made in {
                 "two elements": GOOD + GOOD,
                 "not a SEQUENCE": b"\x31" + GOOD[1:],
-                "a field twice": _extension(PPID + PPID),
-                "a foreign OID": _extension(bytes.fromhex("300806022a0304020101")),
-                "a field of three": _extension(b"\x30" + bytes((PPID[1] + 2,)) + PPID[2:] + b"\x05\x00"),
+                "a field twice": _extended(PPID),
+                "a foreign OID": _extended(_tlv(0x30, b"\x06\x02\x2a\x03\x05\x00")),
+                "a field of three": _extended(_tlv(0x30, _tlv(0x06, ARC + b"\x09") + b"\x05\x00\x05\x00")),
+                "a name that is no OID": _extended(_tlv(0x30, _tlv(0x04, ARC + b"\x09") + b"\x05\x00")),
+                "a name that is the extension's own": _extended(_tlv(0x30, _tlv(0x06, ARC) + b"\x05\x00")),
                 "PPID is an INTEGER": GOOD.replace(PPID, PPID[:-18] + b"\x02" + PPID[-17:], 1),
                 "a flag that is no BOOLEAN": GOOD.replace(b"\x01\x01\xff", b"\x01\x01\x01"),
                 "SVN negative": GOOD.replace(b"\x02\x01\x0d", b"\x02\x01\xff"),

@@ -165,6 +165,11 @@ ACCEPTED_THERE = {
     "PPID short": "the field is not used there; we pin it",
     "extension: two elements": "what follows the extension's value is passed over there",
     "extension: PPID is an INTEGER": "the field is not used there",
+    "extension: a field twice": "the first is taken there",
+    "extension: a foreign OID": "what is not asked for is passed over there",
+    "extension: a field of three": "the same",
+    "extension: a name that is no OID": "the same",
+    "extension: a name that is the extension's own": "the same",
     "extension: a flag that is no BOOLEAN": "the configuration is not read strictly there",
     "extension: SVN negative": "its low byte is taken there",
     "PCK list of later": "thisUpdate is not looked at there",
@@ -232,6 +237,7 @@ def test_dcap_qvl_accepts_the_simulation(oracle: Oracle) -> None:
 # Of domains that were launched under an old module: theirs, and the reason of ours.
 RELAUNCH_THERE = {
     "the module is not old": "TDRelaunchAdvised",  # Intel's own library asks for an old module; we follow it
+    "the module had no levels of its own": "TDRelaunchAdvised",  # the same
     "older by now than at the launch": "UpToDate",  # for us what runs now counts, too
 }
 
