@@ -119,9 +119,17 @@ def clock_ns(case: Case, calls: int) -> float:
     """Nanoseconds per operation over ``calls`` calls: CPU time of this thread, so that other programs do not count. One
     call more goes before them: what another case made cold, in caches or on purpose, is warm again.
     """
-    call = case.call
+    call, before, now = case.call, case.before, time.thread_time_ns
     call()
-    start = time.thread_time_ns()
+    if before is None:
+        start = now()
+        for _ in range(calls):
+            call()
+        return (now() - start) / calls / case.per
+    taken = 0
     for _ in range(calls):
+        before()
+        start = now()
         call()
-    return (time.thread_time_ns() - start) / calls / case.per
+        taken += now() - start
+    return taken / calls / case.per
