@@ -141,8 +141,7 @@ def split_aux(raw: bytes) -> tuple[bytes, bytes]:
     if len(raw) > MAX_EVIDENCE_BYTES + MAX_AUX_BYTES + 16:
         raise MalformedEvidence(f"evidence of {len(raw)} bytes", code="oversize")
     items = cbor_decode(raw)
-    if not isinstance(items, list):
-        raise MalformedEvidence("neither a collection nor one with an event log")
+    assert isinstance(items, list)  # by its first byte, which also says that there are two
     collection, aux = (_bytes(item) for item in items)
     if len(aux) > MAX_AUX_BYTES:
         raise MalformedEvidence(f"an event log of {len(aux)} bytes", code="oversize")

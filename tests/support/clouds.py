@@ -99,13 +99,16 @@ class AzureVm:
         td_report = bytes(128) + data + bytes(1024 - 192)
         return hcl_report(self.snp, claims, hardware=td_report, report_type=4)
 
-    def paravisor(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """NV reads as on Azure: the report is made anew over what user data there is."""
-        read = TpmTools.read_nv
+    def paravisor(self, monkeypatch: pytest.MonkeyPatch, stale_reads: int = 0) -> None:
+        """NV reads as on Azure: the report is made anew over what user data there is, after so many that are stale."""
+        read, left = TpmTools.read_nv, [stale_reads]
 
         def read_nv(tools: TpmTools, index: int) -> bytes:
             if index != HCL_REPORT:
                 return read(tools, index)
+            if left[0] > 0:
+                left[0] -= 1
+                return self.report(self.claims(b"\x07" * 64))
             listed = tools.run("tpm2_getcap", "handles-nv-index").decode().lower()
             return self.report(self.claims(read(tools, USER_DATA) if f"{USER_DATA:#x}" in listed else bytes(64)))
 

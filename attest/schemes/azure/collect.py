@@ -7,6 +7,7 @@ hash is written as user data first, and the paravisor's new report covers it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import msgspec
@@ -23,7 +24,7 @@ from attest.evidence import (
     Part,
     encode_certificates,
 )
-from attest.schemes.azure.abi import CLAIMS_OFFSET, TD_REPORT_BYTES, HclReport, parse_claims, parse_hcl
+from attest.schemes.azure.abi import CLAIMS_OFFSET, TD_REPORT_BYTES, HclReport, RuntimeClaims, parse_claims, parse_hcl
 from attest.schemes.azure.client import METADATA_URL, attest_snp, attest_tdx, chip_certificates, td_quote
 from attest.schemes.azure.verify import tdx_part
 from attest.schemes.sev_snp.abi import REPORT_BYTES
@@ -38,6 +39,7 @@ __all__ = ["AK_HANDLE", "AzureCollector", "MaaCollector", "Paravisor", "user_dat
 AK_HANDLE = "0x81000003"
 AK_CERTIFICATE = 0x01C101D0
 HCL_REPORT, USER_DATA = 0x01400001, 0x01400002
+_LOOKS = 16
 
 
 class HclFile(msgspec.Struct, frozen=True):
@@ -48,16 +50,34 @@ class HclFile(msgspec.Struct, frozen=True):
 
 
 class Paravisor:
-    """What the paravisor and the host offer a guest, through its vTPM (``tools``) and the metadata service."""
+    """What the paravisor and the host offer a guest, through its vTPM (``tools``) and the metadata service.
 
-    def __init__(self, tools: TpmTools, transport: Transport, metadata_url: str = METADATA_URL) -> None:
-        self._tools, self._transport, self._url = tools, transport, metadata_url
+    ``pause_s``: between two looks for a new report, which the paravisor makes some seconds after user data was written.
+    """
+
+    def __init__(
+        self, tools: TpmTools, transport: Transport, metadata_url: str = METADATA_URL, pause_s: float = 0.5
+    ) -> None:
+        self._tools, self._transport, self._url, self._pause_s = tools, transport, metadata_url, pause_s
+        self._lock = threading.Lock()
         self._chain: tuple[bytes, bytes] | None = None  # of which hardware report, PEM
 
-    def report(self, user_data: bytes = b"") -> HclFile:
-        """The HCL report; a new one over ``user_data`` (64 bytes) when that is given. Raises CollectionFailed."""
-        if user_data:
+    def report(self) -> HclFile:
+        """The HCL report as it is. Raises CollectionFailed."""
+        return self._read()[0]
+
+    def report_over(self, user_data: bytes) -> HclFile:
+        """A new HCL report over ``user_data`` (64 bytes). Raises CollectionFailed, also when none comes in time."""
+        with self._lock:
             self._tools.write_nv(USER_DATA, user_data)
+            for _ in range(_LOOKS):
+                found, claims = self._read()
+                if claims.user_data == user_data:
+                    return found
+                threading.Event().wait(self._pause_s)
+        raise CollectionFailed(f"no HCL report over the new user data after {_LOOKS} looks", code="azure_failed")
+
+    def _read(self) -> tuple[HclFile, RuntimeClaims]:
         raw = self._tools.read_nv(HCL_REPORT)
         try:
             hcl = parse_hcl(raw)
@@ -66,9 +86,7 @@ class Paravisor:
             raise CollectionFailed(
                 f"the machine's own HCL report is malformed: {error}", code="azure_failed"
             ) from error
-        if user_data and claims.user_data != user_data:
-            raise CollectionFailed("the new HCL report has other user data", code="azure_failed")
-        return HclFile(raw[: CLAIMS_OFFSET + len(hcl.raw_claims)], hcl)
+        return HclFile(raw[: CLAIMS_OFFSET + len(hcl.raw_claims)], hcl), claims
 
     def chain(self, hardware: bytes) -> bytes:
         """VCEK and chain, PEM, for an SNP report: asked for once, because one report's VCEK stays the same."""
@@ -148,13 +166,14 @@ class MaaCollector:
         *,
         metadata_url: str = METADATA_URL,
         timeout_s: float = 10.0,
+        pause_s: float = 0.5,
     ) -> None:
         self._maa_url, self._transport = maa_url.rstrip("/"), transport
-        self._paravisor = Paravisor(TpmTools(tcti, timeout_s), transport, metadata_url)
+        self._paravisor = Paravisor(TpmTools(tcti, timeout_s), transport, metadata_url, pause_s)
 
     def parts(self, data_hash: bytes) -> dict[int, Part]:
         """A token over ``data_hash`` (32 bytes), which the hardware's report covers as user data."""
-        found = self._paravisor.report(user_data(data_hash))
+        found = self._paravisor.report_over(user_data(data_hash))
         hcl = found.hcl
         if hcl.kind == "tdx":
             quote = self._paravisor.quote(hcl.hardware)

@@ -13,7 +13,7 @@ from attest.attester import Closing, Collector, evidence_for
 from attest.binding import Expected, data_hash, encode_claims
 from attest.chain import common_name, load_certificate
 from attest.errors import AttestError, CollectionFailed
-from attest.evidence import ENDORSEMENTS, HARDWARE, decode_certificates, decode_evidence, encode_evidence
+from attest.evidence import ENDORSEMENTS, HARDWARE, TOKEN, decode_certificates, decode_evidence, encode_evidence
 from attest.jws import parse_jwks
 from attest.policy import first_report_policy, parse_policy
 from attest.schemes.azure.client import chip_certificates, td_quote
@@ -63,7 +63,7 @@ def azure_on(tcti: str, vm: AzureVm) -> AzureCollector:
 
 
 def maa(vm: AzureVm) -> MaaCollector:
-    return MaaCollector(vm.tpm.tcti, f"{vm.service.url}/", transport(), metadata_url=vm.service.url)
+    return MaaCollector(vm.tpm.tcti, f"{vm.service.url}/", transport(), metadata_url=vm.service.url, pause_s=0.001)
 
 
 def refused(one: Collector) -> CollectionFailed:
@@ -173,6 +173,12 @@ def test_only_the_very_user_data_counts(vm: AzureVm, service: Endpoint, monkeypa
     monkeypatch.setattr(vm, "claims", lambda _=b"": stale)
     error = refused(maa(vm))
     assert error.code == "azure_failed" and "user data" in str(error)
+    assert not [seen for seen in service.seen if seen.target.startswith("/attest")]
+
+
+def test_a_paravisor_takes_its_time(vm: AzureVm, service: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm.paravisor(monkeypatch, stale_reads=3)
+    assert TOKEN in maa(vm).parts(HASH)
 
 
 @pytest.mark.parametrize(
