@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attest.chain import load_certificate, load_certificates
+from attest.codec import cbor_encode
 from attest.errors import AttestError, MalformedEvidence
 from attest.schemes.azure.abi import parse_claims, parse_hcl
 from attest.schemes.azure.appraise import ReferenceValues, Rules, appraise_hcl, claims_of
@@ -23,6 +24,8 @@ from attest.schemes.azure.verify import (
     azure_roots,
     check_ak,
     load_padded_certificate,
+    split_tdx_part,
+    tdx_part,
     verify_ak_certificate,
     verify_hcl_snp,
     verify_hcl_tdx,
@@ -169,6 +172,19 @@ def test_a_trust_domain() -> None:
         with pytest.raises(AttestError) as caught:
             verify_hcl_tdx(hcl_report(PLATFORM, hardware=report, report_type=kind), quoted)
         assert caught.value.code == code
+
+
+@pytest.mark.parametrize("items", [1, [b"hcl"], [b"hcl", 1], [1, b"quote"]])
+def test_a_part_that_is_not_report_and_quote(items: Any) -> None:
+    assert split_tdx_part(tdx_part(b"hcl", b"quote")) == (b"hcl", b"quote")
+    with pytest.raises(MalformedEvidence):
+        split_tdx_part(cbor_encode(items))
+
+
+def test_claims_that_are_no_plain_values_are_not_shown() -> None:
+    configuration = {"vm-configuration": {"tpm-enabled": True, "list": [1]}}
+    claims = claims_of(_verify(hcl_report(PLATFORM, runtime_claims(None, **configuration))))
+    assert claims["azure.tpm-enabled"] == "true" and "azure.list" not in claims
 
 
 # -- Microsoft's certificate of the AK ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from attest.errors import AttestError, BindingMismatch
 from attest.jws import parse_jwks
-from attest.schemes.azure.maa import TYPES, VerifiedMaaToken, verify_maa
+from attest.schemes.azure.maa import TYPES, VerifiedMaaToken, own_issuer, verify_maa
 from attest.schemes.azure.maa_appraise import ReferenceValues, Rules, SvnFloor, appraise_maa, claims_of
 from attest.testkit.tokens import MAA_ISSUER, jwks, maa_claims, sign
 
@@ -158,6 +158,15 @@ def test_the_unsafe_forms() -> None:
         unsafe_allow_not_compliant=True, unsafe_allow_no_secure_boot=True,
     )  # fmt: skip
     assert appraise_maa(_verify(_token(changes=changes)), rules, ReferenceValues()) == ()
+
+
+@pytest.mark.parametrize(
+    ("issuer", "own"),
+    [(MAA_ISSUER, True), ("https://a.attest.azure.net", True), (MAA_ISSUER + ".evil", False), ("http://a", False),
+     ("https://evil/.attest.azure.net", False), (1, False), (None, False)],
+)  # fmt: skip
+def test_a_tokens_own_issuer_is_one_of_the_service(issuer: Any, own: bool) -> None:
+    assert own_issuer(_token(changes={"iss": issuer})) == ((issuer,) if own else ())
 
 
 def test_a_real_token(vectors: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
@@ -86,6 +87,12 @@ def test_one_thing_wrong(name: str) -> None:
     with pytest.raises(AttestError) as caught:
         verify_endorsement(raw, ROOTS, NOW)
     assert caught.value.code == code, caught.value
+
+
+def test_a_root_of_that_hash_is_googles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attest.schemes.gcp.endorsement.tcb_root_sha256", root().fingerprint(hashes.SHA256()).hex())
+    for encoding in (Encoding.PEM, Encoding.DER):
+        assert pinned_root(root().public_bytes(encoding)) == root()
 
 
 def test_the_real_root_is_pinned_by_hash() -> None:

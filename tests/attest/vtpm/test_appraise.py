@@ -49,6 +49,7 @@ def test_values_and_events() -> None:
         "eventlog.bank": "sha256", "eventlog.pcrs": "0, 1, 2, 3, 4, 5, 6, 7", "eventlog.secure_boot": "true",
         "eventlog.exit_boot_services": "true",
     }  # fmt: skip
+    assert "eventlog.secure_boot" not in log_claims_of(_seen(indexes=range(7))[1])
     assert _codes(Rules(**RULES), REFERENCE, quote, None) == ["event_log_missing"]
     assert _codes(strict, REFERENCE, quote, None) == ["event_log_missing", "event_log_missing"]
     fewer = ReferenceValues(pcr_values={"0": (PCR0,)}, event_digests={"4": EVENTS4[:1]})

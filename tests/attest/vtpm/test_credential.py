@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from attest.errors import AttestError, MalformedEvidence
+from attest.schemes.vtpm import credential
 from attest.schemes.vtpm.credential import (
     Challenge,
     activate_credential,
@@ -78,6 +79,16 @@ def test_other_endorsement_keys(ek: Any) -> None:
     with pytest.raises(AttestError) as caught:
         make_credential(ek.public_key(), NAME, SECRET, seed=bytes(32))
     assert caught.value.code == "ek_algorithm"
+
+
+def test_a_secret_of_another_length_than_it_says() -> None:
+    """Made by somebody who knows the seed, so that the integrity holds."""
+    seed = bytes(32)
+    identity = credential._cfb(credential._kdfa(seed, b"STORAGE", NAME, 128), b"\x00\x05abc")
+    sealed = RSA_EK.public_key().encrypt(seed, credential._OAEP)
+    challenge = Challenge(credential._integrity(seed, identity, NAME) + identity, sealed)
+    with pytest.raises(MalformedEvidence):
+        activate_credential(RSA_EK, NAME, challenge)
 
 
 def test_files_that_are_none() -> None:

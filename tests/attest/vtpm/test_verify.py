@@ -94,6 +94,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         _part(ak_public=GOOD.ak_public[:10] + b"\x00\x06\x00\x80\x00\x43" + GOOD.ak_public[12:]),
         "ak_attributes",
     ),
+    "AK that derives keys": (
+        _part(ak_public=GOOD.ak_public.replace(b"\x00\x03\x00\x10", b"\x00\x03\x00\x20", 1)),
+        "malformed_evidence",
+    ),
+    "part oversize": (bytes(1 << 17), "oversize"),
     "AK with trailing byte": (_part(ak_public=GOOD.ak_public + b"\x00"), "malformed_evidence"),
     "signature with trailing byte": (_part(signature=GOOD.signature + b"\x00"), "malformed_evidence"),
     "HMAC signature": (_part(signature=b"\x00\x05" + GOOD.signature[2:]), "malformed_evidence"),
@@ -143,8 +148,14 @@ RSA_PART = decode_quote_part(RSA_TPM.quote(HASH))
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("080000000000", "080000010003"), ("080000000000", "080000000003"), ("080000000000", "100000000000")],
-    ids=["exponent 65539", "exponent 3", "length that is not the modulus's"],
+    [
+        ("080000000000", "080000010003"),
+        ("080000000000", "080000000003"),
+        ("080000000000", "100000000000"),
+        ("0014000b", "0018000b"),
+        ("0014000b", "0010"),
+    ],
+    ids=["exponent 65539", "exponent 3", "length that is not the modulus's", "scheme of an EC key", "no scheme"],
 )
 def test_rsa_parameters(old: str, new: str) -> None:
     public = _replaced(RSA_PART.ak_public[:22], old, new) + RSA_PART.ak_public[22:]
