@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -264,7 +265,7 @@ def test_any_of_and_all_of() -> None:
         return _snp(snp_report_data(data_hash), **fields)
 
     for policy, vmpl, branch in ((any_of, 0, "b"), (any_of, 1, "a")):
-        assert _appraise(_verifier(policy), lambda h, vmpl=vmpl: snp(h, vmpl=vmpl)).branch == branch
+        assert _appraise(_verifier(policy), partial(snp, vmpl=vmpl)).branch == branch
     assert _reason(_verifier(any_of), lambda h: snp(h, vmpl=2)) == "vmpl"
     assert _reason(_verifier(all_of), snp) == "vmpl"
     one = parse_policy('id = "p"\n' + member.format("all_of", "a", "") + member.format("all_of", "b", "vmpl = [0, 1]"))
