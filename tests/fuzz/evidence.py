@@ -101,7 +101,7 @@ def fuzz(
     start, raw = time.monotonic(), b""
     with Watch() as watch:
         try:
-            while found is None and watch.executions != runs and (not seconds or time.monotonic() - start < seconds):
+            while (not runs or watch.executions < runs) and (not seconds or time.monotonic() - start < seconds):
                 for _ in range(min(_BATCH, runs - watch.executions) if runs else _BATCH):
                     watch.executions += 1
                     raw = choose[int(rng.random() * len(choose))](rng)[:MAX_BYTES]
@@ -144,7 +144,7 @@ def one(name: str, seed: int, runs: int, seconds: float) -> dict[str, Any]:
     """One parser, in this process."""
     seeds = seeds_of(name)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY + _address_space(), resource.RLIM_INFINITY))
-    with (OUTPUT / f"{name}.last").open("w+b") as file:
+    with (OUTPUT / f"{name}.last").open("a+b") as file:  # not cut first: another run may have it mapped
         file.truncate(4 + MAX_BYTES)
         with mmap.mmap(file.fileno(), 4 + MAX_BYTES) as last:
             row = fuzz(TARGETS[name], seeds, f"{name} {seed}", runs=runs, seconds=seconds, last=last)

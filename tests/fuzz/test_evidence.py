@@ -85,6 +85,11 @@ def test_it_counts() -> None:
     assert fuzz(Target(good, list), [b"seed"], "s", runs=2_000)["accepted"] == row["accepted"]
 
 
+def test_it_stops_by_the_clock() -> None:
+    row = fuzz(Target(good, list), [b"seed"], "s", seconds=0.1)
+    assert row["executions"] > 100 and row["seconds"] < 5
+
+
 def test_a_process_that_dies_leaves_its_input(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (output / "der.last").write_bytes(b"\x00\x00\x00\x02hi and what was there before")
     died = subprocess.CompletedProcess([], -9, stdout="", stderr="killed")
