@@ -20,6 +20,7 @@ from bench.micro import parse
 from tests.edge.door import CHAT, RED, open_door
 from tests.edge.test_dropped import GROWTH, drop
 from tests.fuzz.__main__ import search
+from tests.fuzz.build import build
 from tests.prove import crowded
 from tests.prove.proof import ROOT, Figures, Held, Line, run_tests
 from tests.smuggling.cases import CASES
@@ -55,6 +56,7 @@ def invariance(full: bool, scratch: Path) -> Held:
 
 def fuzz(full: bool, scratch: Path) -> Held:
     """In full on every core at once: they share the corpus and what is found."""
+    build()  # once, before all of them look for it
     cores = len(os.sched_getaffinity(0)) if full else 1
     bound = {"runs": EXECUTIONS // cores + 1} if full else {"seconds": 10}
     with ThreadPoolExecutor(cores) as threads:
