@@ -77,11 +77,11 @@ def _flip(at: int, code: str) -> Case:
     return Case(code, damaged)
 
 
-def _resized(by: int) -> Case:
+def _resized(by: int, behind: bytes = b"") -> Case:
     def damaged() -> bytes:
         raw = V4.quote(DATA)
         size = int.from_bytes(raw[SIZE : SIZE + 4], "little")
-        return _replaced(raw, SIZE, (size + by).to_bytes(4, "little"))
+        return _replaced(raw, SIZE, (size + by).to_bytes(4, "little")) + behind
 
     return Case("malformed_evidence", damaged)
 
@@ -261,6 +261,7 @@ ROWS: dict[str, dict[str, Case]] = {
     "signed-data size wrong": {
         "signed data larger than the quote": _resized(1),
         "signed data smaller than its parts": _resized(-1),
+        "signed data with a byte behind its parts": _resized(1, b"\x01"),
     },
     "certification data of type 1 to 3, or no chain": {
         "certification data of type 1": _quote("tdx_certification_type", outer_type=1),
@@ -477,7 +478,7 @@ ROWS: dict[str, dict[str, Case]] = {
                 "two elements": GOOD + GOOD,
                 "not a SEQUENCE": b"\x31" + GOOD[1:],
                 "a field twice": _extended(PPID),
-                "a foreign OID": _extended(_tlv(0x30, b"\x06\x02\x2a\x03\x05\x00")),
+                "a foreign OID": _extended(_tlv(0x30, _tlv(0x06, b"\x2a" + bytes(range(3, 14))) + b"\x05\x00")),
                 "a field of three": _extended(_tlv(0x30, _tlv(0x06, ARC + b"\x09") + b"\x05\x00\x05\x00")),
                 "a name that is no OID": _extended(_tlv(0x30, _tlv(0x04, ARC + b"\x09") + b"\x05\x00")),
                 "a name that is the extension's own": _extended(_tlv(0x30, _tlv(0x06, ARC) + b"\x05\x00")),
