@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from attest.attester import evidence_for
-from attest.errors import AppraisalFailed, AttestError, UnsupportedEvidence, VerificationFailed
-from attest.plugins import BUILT_IN, GROUP, check_scheme, judge, load_scheme
+from attest.errors import AppraisalFailed, AttestError, CollectionFailed, UnsupportedEvidence, VerificationFailed
+from attest.evidence import HARDWARE, TOKEN, Part
+from attest.plugins import BUILT_IN, GROUP, SchemeCollector, check_scheme, judge, load_scheme
 from attest.policy import parse_policy
 from attest.verifier import Verifier
 
@@ -71,6 +72,37 @@ def test_a_scheme_that_breaks_is_a_refusal(expected: Any, answer: object) -> Non
     with pytest.raises(VerificationFailed) as caught:
         Verifier(parse_policy(RULES.format(1)), schemes=[Broken()]).appraise(_raw(), expected, now=NOW)
     assert caught.value.code == "scheme_failed"
+
+
+def test_a_scheme_as_an_attester() -> None:
+    part = SchemeCollector(SCHEME).parts(b"x" * 32)[HARDWARE]
+    assert (part.media_type, part.body) == (SCHEME.media_type, example.evidence(b"x" * 32))
+
+
+OTHER_TYPE, OTHER_KEY = {HARDWARE: Part("text/plain", b"x")}, {TOKEN: Part(SCHEME.media_type, b"x")}
+
+
+@pytest.mark.parametrize("answer", [None, {}, {HARDWARE: b"x"}, OTHER_TYPE, OTHER_KEY, ValueError("odd")])
+def test_a_scheme_that_makes_something_else(answer: object) -> None:
+    class Broken(example.ExampleScheme):
+        def collect(self, data_hash: bytes) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    with pytest.raises(CollectionFailed) as caught:
+        SchemeCollector(Broken()).parts(b"x" * 32)
+    assert caught.value.code == "scheme_failed"
+
+
+def test_a_scheme_that_says_itself_why_it_fails() -> None:
+    class Busy(example.ExampleScheme):
+        def collect(self, data_hash: bytes) -> Any:
+            raise CollectionFailed("busy", code="example_busy")
+
+    with pytest.raises(CollectionFailed) as caught:
+        SchemeCollector(Busy()).parts(b"x" * 32)
+    assert caught.value.code == "example_busy"
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ MODULES = (
     "evidence", "export", "forms", "go_check", "items", "jws", "needs", "offline", "plugins", "policy", "policy_check",
     "policy_diff", "policy_init", "reference", "rules", "tomltext", "verifier", "vouch",
 )  # fmt: skip
-_DOOR = ("verifier", "clouds", "together")
-OWN_TESTS = {"verifier": _DOOR, "appraise": _DOOR}
+_DOOR = ("verifier", "clouds", "together", "aux")
+OWN_TESTS = {"verifier": _DOOR, "appraise": _DOOR, "evidence": ("evidence", "aux")}
 # The clouds' collectors are what reads and writes NV.
 MORE_TESTS = {"vtpm": [f"tests/attest/{platform}/test_collect.py" for platform in ("azure", "gcp")]}
 PLATFORM_PAGES = ("sev-snp", "tdx", "vtpm", "azure", "gcp")
