@@ -146,6 +146,8 @@ def verify_sign1(raw: bytes, key: PublicKey) -> Signed:
 
 def _check(header: Mapping[Any, Any], key: PublicKey, data: bytes, signature: bytes) -> None:
     algorithm = header.get(_ALG)
+    if not isinstance(algorithm, int):
+        raise VerificationFailed("COSE: the algorithm is no number", code="cose_algorithm")
     try:
         if algorithm in _ECDSA and isinstance(key, ec.EllipticCurvePublicKey):
             curve, digest = _ECDSA[algorithm]

@@ -429,7 +429,11 @@ def _corim_with(key: Any) -> bytes:
     environment = {0: {0: Tag(37, bytes.fromhex("d05e6d1b9f464ae2a610ce3e6ee7e153"))}}
     comid = {1: {0: "tag"}, 4: {0: [[environment, [{0: key, 1: {4: Tag(560, bytes(16))}}]]]}}
     payload = cbor_write({0: "corim", 1: [Tag(506, cbor_write(comid))]})
-    return cbor_write(Tag(18, [cbor_write({1: -8}), {}, payload, bytes(64)]))
+    return _sign1(cbor_write({1: -8}), payload)
+
+
+def _sign1(protected: bytes, payload: bytes) -> bytes:
+    return cbor_write(Tag(18, [protected, {}, payload, bytes(64)]))
 
 
 def _nonce(text: str) -> bytes:
@@ -453,6 +457,7 @@ FOUND: Mapping[str, tuple[str, bytes]] = {
     "half a surrogate pair, signed": ("maa-claims", _nonce("\ud800")),
     "a trust key of an unknown kind": ("cose-trust-key", _UNKNOWN_KEY),
     "a certificate of version 10": ("cose-trust-key", _version_10()),
+    "an algorithm that is a list": ("cose-sign1", _sign1(cbor_write({1: []}), b"")),
     "a measurement key that is a list": ("corim", _corim_with([])),
     "a record that is no UTF-8": ("collateral-record", b'{"format":"\xff"}'),
     "a number of 5,000 digits": ("policy", b"id = " + b"9" * 5000),
