@@ -215,7 +215,7 @@ cdef int fuzz_note(bytes data, Py_ssize_t cut) except -1:
         found = scan_members(data, 0, len(data), NOTED)
         again = Exchange.__new__(Exchange, Fields(None), "")
         for name, value in found.items():
-            setattr(again, name, json.loads(value))
+            setattr(again, name, float(json.loads(value)) if name == "temperature" else json.loads(value))
         hold(noted.model == again.model and noted.stream == again.stream, "another model or stream")
         hold(noted.max_tokens == again.max_tokens and noted.temperature == again.temperature, "another limit")
     elif noted.model is not None or noted.max_tokens is not None or noted.temperature is not None or noted.stream:
