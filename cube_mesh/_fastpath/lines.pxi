@@ -46,6 +46,8 @@ cdef class LineBuffer:
     cdef unsigned char *_data
     cdef Py_ssize_t _size
     cdef Py_ssize_t _room
+    cdef double _real       # written last, and how: most requests have one of few temperatures
+    cdef bytes _real_text
 
     def __dealloc__(self):
         PyMem_Free(self._data)
@@ -149,13 +151,18 @@ cdef class LineBuffer:
 
     cdef int any_number(self, object value) except -1:
         """None, an int of any size, or a float; what JSON has no number for is null."""
+        cdef double real
         if value is None:
             return self.raw(b"null", 4)
         if type(value) is int:
             return self.put(str(value).encode("ascii"))
         if value - value != 0:  # not finite
             return self.raw(b"null", 4)
-        return self.put(repr(float(value)).encode("ascii"))
+        real = value
+        if self._real_text is None or memcmp(&real, &self._real, 8) != 0:
+            self._real_text = repr(real).encode("ascii")
+            self._real = real
+        return self.put(self._real_text)
 
     cdef int tokens(self, object value) except -1:
         """The same for what is a small int almost always."""

@@ -2,6 +2,7 @@
 # what the stage is for and has the rest: what is refused there is decided there.
 
 from hashlib import sha256 as _sha256
+from os import urandom as _random
 
 from cube_mesh.ports import Grant as _Grant, Principal as _Principal
 
@@ -180,31 +181,48 @@ cdef class LoadGate:
             self._refuse()
 
 
+cdef enum:
+    MAX_DIGESTS = 4096
+
+
 cdef class CredentialTable:
-    """Credentials that have been judged, by their SHA-256: ``api_keys`` for good, ``tokens`` as (good until, who)."""
+    """Credentials that have been judged, by their SHA-256: ``api_keys`` for good, ``tokens`` as (good until, who).
+
+    The digests of those seen lately are found by a SipHash of the credential, under a key that this process drew.
+    """
 
     cdef readonly dict api_keys
     cdef readonly dict tokens
     cdef object _now
+    cdef bytes _key
+    cdef dict _digests
 
     def __init__(self, dict api_keys not None, now):
         self.api_keys = api_keys
         self.tokens = {}
         self._now = now
+        self._key = _random(16)
+        self._digests = {}
 
     def known(self, bytes token not None):
         """Whose it is; None for one that is unknown or over: the subclass's ``authenticate`` tells."""
         return self._known(token)
 
     cdef object _known(self, bytes token):
-        cdef object digest = _sha256(token).digest()
-        cdef object principal = self.api_keys.get(digest), judged
+        cdef bytes name = siphash(self._key, token)
+        cdef object digest = self._digests.get(name), principal, judged
+        if digest is None:
+            digest = _sha256(token).digest()
+            if digest not in self.api_keys and digest not in self.tokens:
+                return None
+            if len(self._digests) >= MAX_DIGESTS:
+                self._digests.clear()
+            self._digests[name] = digest
+        principal = self.api_keys.get(digest)
         if principal is not None:
             return principal if principal.expires_at > self._now() else None
         judged = self.tokens.get(digest)
-        if judged is not None and judged[0] > self._now():
-            return judged[1]
-        return None
+        return judged[1] if judged is not None and judged[0] > self._now() else None
 
 
 cdef class AuthnGate:
