@@ -62,6 +62,7 @@ def full_speed(system: System, request: Request, seconds: int) -> Load:
     url, authorization = request.on(system)
     environ = {**os.environ, "BENCH_BODY": str(request.body), "BENCH_AUTHORIZATION": authorization}
     script = Path(__file__).with_name("post.lua")
+    os.sync()  # what earlier rounds wrote is not written back in this one
     meter = Meter(system)
     said = _run("wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}", "-s", str(script), url, environ=environ)
     meter.stop()
