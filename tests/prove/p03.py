@@ -78,7 +78,8 @@ def streams(full: bool, scratch: Path) -> Held:
     found, command = _bench(scratch, "load", full, *_rounds(full), "--paced", *count)
     cpu, p99 = (_ratio(found, "cube-mesh", kind) for kind in ("frame_cpu_us", "frame_added_p99_us"))
     met = found.get("valid") and cpu <= FRAME_RATIO and p99 <= ADDED_RATIO
-    return Held(bool(met) if full else bool(found.get("rows")), {"cpu_ratio": cpu, "added_p99_ratio": p99, **found}, command)
+    figures = {"cpu_ratio": cpu, "added_p99_ratio": p99, **found}
+    return Held(bool(met) if full else bool(found.get("rows")), figures, command)
 
 
 def alone(full: bool, scratch: Path) -> Held:
