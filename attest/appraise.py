@@ -20,6 +20,7 @@ from attest.schemes.gcp.token import VerifiedSpaceToken
 from attest.schemes.sev_snp import appraise as snp
 from attest.schemes.sev_snp.verify import VerifiedReport
 from attest.schemes.tdx import appraise as tdx
+from attest.schemes.tdx.eventlog import VerifiedLog as VerifiedTdLog
 from attest.schemes.tdx.verify import VerifiedQuote as VerifiedTdQuote
 from attest.schemes.vtpm import appraise as vtpm
 from attest.schemes.vtpm.eventlog import VerifiedLog
@@ -42,6 +43,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     space: VerifiedSpaceToken | None = None
     other: tuple[str, SchemeResult] | None = None  # of a third party's scheme, by its name
     log: VerifiedLog | None = None  # of the quoted PCRs
+    td_log: VerifiedTdLog | None = None  # of RTMRs, where no TPM is quoted
     log_comes_later: bool = False  # a passport has no room for one
 
     @property
@@ -86,6 +88,7 @@ class AttestationResult(msgspec.Struct, frozen=True, kw_only=True):
 def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
     """The result, or AppraisalFailed with every mismatch in rule order."""
     quote, report, td_quote = verified.quote, verified.report, verified.td_quote
+    later = verified.log_comes_later
     reference = policy.reference_values
     mismatches: tuple[Mismatch, ...] = ()
     claims: dict[str, str] = {}
@@ -93,10 +96,11 @@ def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
         mismatches += snp.appraise_report(report, policy.sev_snp, reference.sev_snp)
         claims |= snp.claims_of(report)
     if td_quote is not None and policy.tdx is not None:
-        mismatches += tdx.appraise_quote(td_quote, policy.tdx, reference.tdx)
-        claims |= tdx.claims_of(td_quote)
+        td_log = verified.td_log
+        mismatches += tdx.appraise_quote(td_quote, policy.tdx, reference.tdx, td_log, log_comes_later=later)
+        claims |= tdx.claims_of(td_quote) | (tdx.log_claims_of(td_log) if td_log is not None else {})
     if quote is not None and policy.vtpm is not None:
-        log, later = verified.log, verified.log_comes_later
+        log = verified.log
         mismatches += vtpm.appraise_quote(quote, policy.vtpm, reference.vtpm, log, log_comes_later=later)
         claims |= vtpm.claims_of(quote) | (vtpm.log_claims_of(log) if log is not None else {})
     if verified.hcl is not None and policy.azure is not None:

@@ -32,6 +32,7 @@ from attest.schemes.gcp.token import ISSUER, verify_oidc_token, verify_pki_token
 from attest.schemes.sev_snp import appraise as snp_rules
 from attest.schemes.sev_snp.verify import VerifiedReport, check_report_data, verify_report
 from attest.schemes.tdx import appraise as tdx_rules
+from attest.schemes.tdx import eventlog as tdx_eventlog
 from attest.schemes.tdx import verify as tdx
 from attest.schemes.vtpm import appraise as vtpm_rules
 from attest.schemes.vtpm.abi import QuotePart, encode_quote_part, parse_quote
@@ -49,9 +50,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Evidence and all that is to be compared with it. ``evidence`` by scheme: a raw SNP report, TDX quote,
     TPMS_ATTEST, HCL report, or token. ``endorsements``: files of certificates (PEM or DER, any order) or collateral.
 
-    ``ak``, ``signature``, ``pcrs``, ``event_log`` belong to a vTPM quote; with Azure, ``quote`` is the TPMS_ATTEST and
-    ``td_quote`` the quote of a trust domain. ``policy`` None: the built-in one that pins nothing. ``verify_only`` stops
-    before appraisal. ``now``: Unix seconds.
+    ``ak``, ``signature``, ``pcrs`` belong to a vTPM quote, ``event_log`` to that or to a TDX quote alone; with Azure,
+    ``quote`` is the TPMS_ATTEST and ``td_quote`` the quote of a trust domain. ``policy`` None: the built-in one that
+    pins nothing. ``verify_only`` stops before appraisal. ``now``: Unix seconds.
     """
 
     scheme: str
@@ -120,9 +121,15 @@ def _tdx(case: Case, policy: EvidencePolicy) -> Found:
     verified = _td_quote(case.evidence, case)
     if case.report_data is not None:
         tdx.check_report_data(verified.quote, case.report_data)
+    claims = tdx_rules.claims_of(verified) | {"report_data": verified.quote.report.report_data.hex()}
+    log = None
+    if case.event_log is not None:
+        rtmrs = (policy.tdx or tdx_rules.Rules()).event_log_rtmrs
+        log = tdx_eventlog.verify_event_log(case.event_log, verified.quote.report, rtmrs)
+        claims |= tdx_rules.log_claims_of(log)
     return Found(
-        claims=tdx_rules.claims_of(verified) | {"report_data": verified.quote.report.report_data.hex()},
-        mismatches=_tdx_mismatches(verified, policy),
+        claims=claims,
+        mismatches=_tdx_mismatches(verified, policy, log),
         unchecked=_unless(case.report_data, "report data: whom the quote speaks for (--report-data)"),
         expires=verified.expires,
         confidential=not _td_debug(verified),
@@ -142,10 +149,12 @@ def _td_debug(verified: tdx.VerifiedQuote) -> bool:
     return bool(verified.quote.report.td_attributes[0] & 1)
 
 
-def _tdx_mismatches(verified: tdx.VerifiedQuote, policy: EvidencePolicy) -> Mismatches:
+def _tdx_mismatches(
+    verified: tdx.VerifiedQuote, policy: EvidencePolicy, log: tdx_eventlog.VerifiedLog | None = None
+) -> Mismatches:
     if policy.tdx is None:
         return _no_table("tdx")
-    return tdx_rules.appraise_quote(verified, policy.tdx, policy.reference_values.tdx)
+    return tdx_rules.appraise_quote(verified, policy.tdx, policy.reference_values.tdx, log)
 
 
 # -- vTPM --------------------------------------------------------------------------------------------------------------

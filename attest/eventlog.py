@@ -7,11 +7,11 @@ proven too; an event's *data* only where :func:`unmatched_data` recomputes its d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from attest.errors import MalformedEvidence
+from attest.errors import MalformedEvidence, VerificationFailed
 
 __all__ = [
     "EV_EFI_ACTION",
@@ -19,10 +19,12 @@ __all__ = [
     "EV_SEPARATOR",
     "EXIT_BOOT_SERVICES",
     "MAX_LOG_BYTES",
+    "SHA384",
     "Event",
     "EventLog",
     "exited_boot_services",
     "parse_event_log",
+    "prove",
     "replay",
     "secure_boot",
     "separators",
@@ -39,9 +41,9 @@ EV_EFI_VARIABLE_DRIVER_CONFIG = 0x80000001
 EV_EFI_GPT_EVENT, EV_EFI_ACTION = 0x80000006, 0x80000007
 EXIT_BOOT_SERVICES = b"Exit Boot Services Returned with Success"
 
-SHA1 = 0x0004
-_HASHES = {SHA1: "sha1", 0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
-_SIZES = {SHA1: 20, 0x000B: 32, 0x000C: 48, 0x000D: 64, 0x0012: 32}  # SM3: read, never replayed
+SHA1, SHA384 = 0x0004, 0x000C
+_HASHES = {SHA1: "sha1", 0x000B: "sha256", SHA384: "sha384", 0x000D: "sha512"}
+_SIZES = {SHA1: 20, 0x000B: 32, SHA384: 48, 0x000D: 64, 0x0012: 32}  # SM3: read, never replayed
 _SPEC_ID, _STARTUP_LOCALITY = b"Spec ID Event03\x00", b"StartupLocality\x00"
 _SEPARATORS = (bytes(4), b"\xff" * 4, b"\x01\x00\x00\x00")  # §10.4.1, the last one after an error
 # Events whose digest is the hash of their data as logged (§10.4.1); of others the data describes what was hashed.
@@ -199,6 +201,28 @@ def replay(log: EventLog, bank: int) -> dict[int, bytes]:
             start = bytes(size - 1) + bytes((log.locality,)) if event.index == 0 else bytes(size)
         values[event.index] = hashlib.new(name, start + event.digests[bank]).digest()
     return values
+
+
+def prove(log: EventLog, bank: int, quoted: Mapping[int, bytes], name: Callable[[int], str]) -> EventLog:
+    """The events that were extended into the registers of ``quoted``, whose values a quote has proven; all others are
+    dropped, because nothing vouches for them. A register without an event must have the zeros that it starts with.
+
+    ``name``: a register's own, for the error. Raises what :func:`replay` does, and VerificationFailed: no event of
+    these registers (``event_log_empty``), other values than theirs (``event_log_replay``), data of another digest where
+    the event's type says that its data was hashed (``event_log_data``).
+    """
+    values = replay(log, bank)
+    if not values.keys() & quoted.keys():
+        raise VerificationFailed("the event log measures none of the quoted registers", code="event_log_empty")
+    wrong = [name(index) for index in quoted if values.get(index, bytes(_SIZES[bank])) != quoted[index]]
+    if wrong:
+        raise VerificationFailed(f"the event log does not replay to {', '.join(wrong)}", code="event_log_replay")
+    events = tuple(event for event in log.events if event.index in quoted and event.type != EV_NO_ACTION)
+    proven = EventLog(log.algorithms, events, log.locality)
+    unmatched = unmatched_data(proven, bank)
+    if unmatched:
+        raise VerificationFailed(f"events {unmatched[:8]} have data of another digest", code="event_log_data")
+    return proven
 
 
 def unmatched_data(log: EventLog, bank: int) -> tuple[int, ...]:

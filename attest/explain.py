@@ -29,7 +29,9 @@ _ADVICE = {
     "collateral_missing": "Hand in Intel's collateral for this platform as JSON by --endorsements.",
     "part_missing": "Hand in the file that the message names.",
     "oversize": "No evidence of this kind is so large. Look which file was handed in.",
-    "event_log_replay": "The log was cut, changed, or something was measured after it was read. Read it again.",
+    "event_log_replay": "The log was cut, changed, or something was measured after it was read. Read it again; leave "
+    "out what is measured on for good: let a TPM quote fewer PCRs; for TDX, name the others in event_log_rtmrs.",
+    "event_log_missing": "The policy asks what was measured: hand in the log (--event-log), or have the agent send it.",
     "debug": "The machine lets its operator look inside: launch it without debug.",
     "measurement": "Another firmware or image than the policy names was started, or the policy is older than it.",
     "tcb_floor": "The machine's firmware is too old: have it updated, or choose a machine that is.",

@@ -51,6 +51,9 @@ def _table_problems(policy: EvidencePolicy) -> list[str]:
         problems.append("[azure] says how hardware and vTPM hang together: it needs [vtpm] and the hardware's table")
     if policy.schemes and (hardware or policy.azure is not None or len(policy.schemes) > 1):
         problems.append("[schemes.*]: evidence has room for one kind of hardware")
+    asks_ccel = policy.tdx is not None and (policy.tdx.needs_log or policy.reference_values.tdx.event_digests)
+    if asks_ccel and policy.vtpm is not None:
+        problems.append("[tdx] beside [vtpm]: the event log is the TPM's, so rules that ask one belong in [vtpm]")
     if policy.maa is not None and policy.gcp is not None:
         problems.append("[maa] and [gcp]: evidence has room for one token")
     for field, (rules, values) in tables.items():

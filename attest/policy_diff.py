@@ -15,7 +15,7 @@ Direction = Literal["looser", "stricter", "changed"]
 # Lists of what is refused or demanded: more members are stricter. In every other list more members accept more.
 _DEMANDING = {
     "refused_advisories", "platform_info_required", "required_launch_mitigations", "required_current_mitigations",
-    "pcrs", "rtmrs", "support_attributes",
+    "pcrs", "rtmrs", "event_log_rtmrs", "support_attributes",
 }  # fmt: skip
 # What is set alone accepts more; other lists, when absent, are not compared at all.
 _GRACE = {"grace_period_s", "max_lifetime_s"}

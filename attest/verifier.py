@@ -52,6 +52,7 @@ from attest.schemes.sev_snp.verify import (
     check_report_data,
     verify_report,
 )
+from attest.schemes.tdx import eventlog as tdx_eventlog
 from attest.schemes.tdx import verify as tdx
 from attest.schemes.vtpm.eventlog import VerifiedLog, verify_event_log
 from attest.schemes.vtpm.verify import VerifiedQuote, verify_ak_certificate, verify_quote
@@ -90,7 +91,9 @@ class Verifier:
             for view in branch.views
         }
         self._wanted = self._wanted_parts()
-        self._optional = {ENDORSEMENTS: ENDORSEMENTS_TYPE} | ({AUX_DIGEST: AUX_DIGEST_TYPE} if policy.vtpm else {})
+        self._optional = {ENDORSEMENTS: ENDORSEMENTS_TYPE}
+        if policy.vtpm is not None or policy.tdx is not None:
+            self._optional[AUX_DIGEST] = AUX_DIGEST_TYPE
         self._token_keys = tuple(token_keys)
         self._snp_roots = _snp_roots(allow_simulated) if policy.sev_snp is not None else {}
         self._tdx_roots = _tdx_roots(allow_simulated) if policy.tdx is not None else ()
@@ -123,8 +126,8 @@ class Verifier:
         given = _endorsements(evidence, () if self.policy.schemes else endorsements)
         hashed = data_hash(evidence.claims)
         quote, quote_expires = self._verify_quote(evidence.parts.get(TPM_QUOTE), hashed, given.certificates, now)
-        log = _verify_log(evidence.parts.get(AUX_DIGEST), aux, quote)
         hcl, report, td_quote = self._verify_hardware(evidence.parts.get(HARDWARE), quote, hashed, given, now)
+        log, td_log = self._verify_log(evidence.parts.get(AUX_DIGEST), aux, quote, td_quote)
         if hcl is not None and self.policy.azure is not None and self.policy.azure.require_ak_certificate:
             quote_expires = min(quote_expires, azure.verify_ak_certificate(hcl, given.certificates, now))
         maa, space = self._verify_token(evidence.parts.get(TOKEN), hashed, now)
@@ -148,7 +151,8 @@ class Verifier:
             space=space,
             other=other,
             log=log,
-            log_comes_later=expected.phase is Phase.PASSPORT and log is None,
+            td_log=td_log,
+            log_comes_later=expected.phase is Phase.PASSPORT and not aux,
         )
         return appraise(verified, self.policy)
 
@@ -228,6 +232,21 @@ class Verifier:
         azure.check_ak(hcl, quote)
         return hcl, hcl.report, td_quote
 
+    def _verify_log(
+        self, part: Part | None, aux: bytes, quote: VerifiedQuote | None, td_quote: tdx.VerifiedQuote | None
+    ) -> tuple[VerifiedLog | None, tdx_eventlog.VerifiedLog | None]:
+        """The event log, when it is the one that the collection names and the quoted registers come of it. There is
+        one: beside a TPM's quote it is the TPM's.
+        """
+        if part is None and not aux:
+            return None, None
+        if part is None or not hmac.compare_digest(part.body, hashlib.sha256(aux).digest()):
+            raise BindingMismatch("the event log is not the one that the evidence names", code="aux_digest")
+        if quote is not None:
+            return verify_event_log(aux, quote), None
+        assert td_quote is not None and self.policy.tdx is not None  # _check_parts takes a log for one of the two only
+        return None, tdx_eventlog.verify_event_log(aux, td_quote.quote.report, self.policy.tdx.event_log_rtmrs)
+
     def _verify_token(
         self, part: Part | None, hashed: bytes, now: float
     ) -> tuple[VerifiedMaaToken | None, VerifiedSpaceToken | None]:
@@ -295,15 +314,6 @@ class Verifier:
                 self._collateral.clear()
             self._collateral[raw] = known
         return known
-
-
-def _verify_log(part: Part | None, aux: bytes, quote: VerifiedQuote | None) -> VerifiedLog | None:
-    """The event log, when it is the one that the collection names and the quoted PCRs come of it."""
-    if part is None and not aux:
-        return None
-    if part is None or quote is None or not hmac.compare_digest(part.body, hashlib.sha256(aux).digest()):
-        raise BindingMismatch("the event log is not the one that the evidence names", code="aux_digest")
-    return verify_event_log(aux, quote)
 
 
 def _check_one_machine(

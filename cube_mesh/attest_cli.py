@@ -25,7 +25,7 @@ ACCEPT, REJECT, MALFORMED = 0, 1, 3
 # What each scheme can compare with; an option that would be ignored is an error, not a silent yes.
 _OPTIONS: dict[str, frozenset[str]] = {
     "sev-snp": frozenset({"endorsements", "report_data"}),
-    "tdx": frozenset({"endorsements", "report_data"}),
+    "tdx": frozenset({"endorsements", "report_data", "event_log"}),
     "vtpm": frozenset({"endorsements", "nonce", "signature", "ak", "pcrs", "event_log"}),
     "azure": frozenset({"endorsements", "nonce", "quote", "signature", "ak", "pcrs", "event_log", "td_quote"}),
     "maa": frozenset({"nonce", "jwks", "issuer"}),
@@ -67,7 +67,7 @@ Quote = Annotated[Path | None, typer.Option("--quote", help="azure: the vTPM's T
 Signature = Annotated[Path | None, typer.Option("--signature", help="TPMT_SIGNATURE, or bare RSA signature.")]
 Ak = Annotated[Path | None, typer.Option("--ak", help="TPMT_PUBLIC, TPM2B_PUBLIC, PEM key or certificate.")]
 Pcrs = Annotated[Path | None, typer.Option("--pcrs", help='PCR values: {"sha256": {"0": "<hex>"}}.')]
-EventLog = Annotated[Path | None, typer.Option("--event-log", help="binary_bios_measurements.")]
+EventLog = Annotated[Path | None, typer.Option("--event-log", help="binary_bios_measurements; tdx: CCEL.")]
 TdQuote = Annotated[Path | None, typer.Option("--td-quote", help="azure on TDX: the trust domain's quote.")]
 Jwks = Annotated[Path | None, typer.Option("--jwks", help="Key set of the token's issuer.")]
 Issuer = Annotated[str | None, typer.Option("--issuer", help="Exact issuer of the token.")]

@@ -150,9 +150,12 @@ def collect(
     maa_url: Annotated[str, typer.Option(help="maa: the attestation provider.")] = "",
     audience: Annotated[str, typer.Option(help="gcp: whom the token is for.")] = "",
     metadata_url: Annotated[str, typer.Option(help="azure, maa: the metadata service.")] = "http://169.254.169.254",
+    event_log: Annotated[
+        Path | None, typer.Option("--event-log", help="The firmware's log, taken along as event-log.bin.")
+    ] = None,
 ) -> None:
     """Make evidence on this machine: the files that `attest verify` takes. Exit 1 on a machine without."""
-    from cube_mesh.attesters import AGENTS
+    from cube_mesh.attesters import AGENTS, QUOTING
     from cube_mesh.errors import ConfigError
     from cube_mesh.settings import Attestation, AzureAttester, GoogleAttester, Settings
 
@@ -162,6 +165,8 @@ def collect(
         bound = b""
     if len(bound) != 32:
         raise typer.BadParameter("is not 32 bytes of hex", param_hint="--nonce")
+    if event_log is not None and scheme not in QUOTING:
+        raise typer.BadParameter(f"has no meaning with --scheme {scheme}", param_hint="--event-log")
     own: dict[str, Any] = {} if tsm is None else {"tsm_dir": str(tsm)}
     try:
         own |= {"pcrs": tuple(int(index) for index in pcrs.split(",")), "tcti": tcti}
@@ -170,7 +175,8 @@ def collect(
     except (ValueError, ConfigError) as error:
         raise typer.BadParameter(str(error)) from None
     with _errors():
-        files = _files(_collected(collector, bound))
+        files = {} if event_log is None else {"event-log.bin": read_file(event_log)}
+        files |= _files(_collected(collector, bound))
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, body in files.items():

@@ -20,7 +20,7 @@ from cube_mesh.https import check_url
 from cube_mesh.settings import Attestation, Settings
 from cube_mesh.tls.ca import load_certificates
 
-__all__ = ["AGENTS", "collector_from_settings", "event_log_of", "schemes_from_settings"]
+__all__ = ["AGENTS", "QUOTING", "collector_from_settings", "event_log_of", "schemes_from_settings"]
 
 
 def collector_from_settings(settings: Settings, role: Literal["proxy", "agent"]) -> Collector:
@@ -37,11 +37,11 @@ def collector_from_settings(settings: Settings, role: Literal["proxy", "agent"])
 
 
 def event_log_of(attestation: Attestation) -> Path | None:
-    """Where the log of the quoted PCRs is, if it is to be sent; ConfigError for an attester that quotes none."""
+    """Where the log of what is quoted is, if it is to be sent; ConfigError for an attester that quotes no register."""
     if not attestation.event_log_file:
         return None
-    if attestation.attester not in _QUOTING:
-        problem = f"says what a TPM's quote is made of; the attester {attestation.attester!r} makes none"
+    if attestation.attester not in QUOTING:
+        problem = f"says what quoted PCRs or RTMRs come of; the attester {attestation.attester!r} quotes none"
         raise ConfigError(problem, key="attestation.event_log_file")
     return Path(attestation.event_log_file)
 
@@ -164,7 +164,8 @@ def _simulated(settings: Settings, make: Callable[[bytes], Collector]) -> Collec
         raise ConfigError(f"no seed: {error}", key="attestation.simulated_seed_file", where=path) from error
 
 
-_QUOTING = ("vtpm", "gce-vtpm", "sev-snp+vtpm", "tdx+vtpm", "azure")
+QUOTING = ("vtpm", "gce-vtpm", "sev-snp+vtpm", "tdx", "tdx+vtpm", "azure")
+"""Attesters whose evidence has registers that an event log explains: a TPM's PCRs, or else RTMRs."""
 _Make = Callable[[Settings], Collector]
 _PROXIES: dict[str, _Make] = {"none": lambda _: NoEvidence()}
 AGENTS: dict[str, _Make] = {

@@ -63,6 +63,8 @@ def test_the_pairs_of_the_manifest(vectors: Path) -> None:
 SWTPM = ("--scheme", "vtpm", "--evidence", "vtpm/swtpm/q.msg", "--signature", "vtpm/swtpm/q.sig", "--ak",
          "vtpm/swtpm/ak.pub", "--pcrs", "vtpm/swtpm/pcrs.json")  # fmt: skip
 SWTPM_NONCE = "4bb1411aa324057eecb84a9841694f1095b51a903f3b206fdb755a61c775b2fd"
+COS = ("--scheme", "tdx", "--evidence", "tdx/go-tdx-guest-ccel/cos-113-tdx-quote.dat", "--endorsements",
+       "tdx/collateral/00806f-2026-01/collateral.json", "--now", "2026-02-10T00:00:00Z")  # fmt: skip
 MAA = ("--scheme", "maa", "--evidence", "azure/maa-thomvanl/token.jwt", "--jwks", "azure/maa-thomvanl/jwks.json")
 PKI = ("--scheme", "gcp", "--evidence", "gcp/flare/cs_pki_token.jwt", "--now", "2024-11-04T00:00:00Z")
 OIDC = ("--scheme", "gcp", "--evidence", "gcp/synddb/cs_oidc_token_0.jwt", "--jwks", "gcp/synddb/jwks.json")
@@ -76,6 +78,12 @@ REAL: dict[str, tuple[tuple[str, ...], int, str]] = {
     "swtpm, another nonce": ((*SWTPM, "--nonce", SWTPM_NONCE[:-2]), 1, "nonce_mismatch"),
     "swtpm, a foreign log": ((*SWTPM, "--event-log", "vtpm/eventlogs/cos-93-amd-sev.bin"), 1, "event_log_replay"),
     "swtpm, Google does not know it": ((*SWTPM, "--endorsements", "vtpm/swtpm/ek_cert.der"), 1, "ak_not_certified"),
+    "tdx, its log": ((*COS, "--event-log", "tdx/go-tdx-guest-ccel/ccel_data.dat"), 0, "ok"),
+    "tdx, a foreign log": ((*COS, "--event-log", "tdx/dstack/ccel.bin"), 1, "event_log_replay"),
+    "tdx, a log of SHA-1": ((*COS, "--event-log", "vtpm/eventlogs/debian-10.bin"), 1, "event_log_bank"),
+    "tdx, the table that names the log": (
+        (*COS, "--event-log", "tdx/go-tdx-guest-ccel/ccel_table.dat"), 3, "malformed_event_log",
+    ),
     "maa": ((*MAA, *TOKEN_NOW), 0, "ok"),
     "maa, its issuer": ((*MAA, *TOKEN_NOW, "--issuer", "https://sharedweu.weu.attest.azure.net"), 0, "ok"),
     "maa, another issuer": ((*MAA, *TOKEN_NOW, "--issuer", "https://sharedweu.weu.attest.azure.net.evil"), 1, "issuer"),

@@ -14,6 +14,7 @@ from attest.attester import evidence_for
 from attest.policy import load_policy
 from attest.policy_diff import diff_policies
 from attest.schemes.azure.collect import HCL_REPORT
+from attest.testkit.eventlog import ccel
 from attest.testkit.snp import SimulatedSnpCollector, SnpPlatform
 from attest.testkit.tdx import TdxPlatform
 from attest.testkit.tpm import SoftwareTpm
@@ -198,6 +199,17 @@ def test_collect_through_configfs(scheme: str, provider: str, respond: Any, tmp_
     assert NONCE + bytes(32) in body
     assert (tmp_path / "o" / "cert-0.der").exists() == (scheme == "sev-snp")
     assert _run("policy", "init", "--from", text.splitlines()[0])[0] == 0
+
+
+def test_collect_takes_the_event_log_along(tmp_path: Path) -> None:
+    (tmp_path / "CCEL").write_bytes(ccel())
+    given = ("--out", tmp_path / "o", "--nonce", NONCE.hex(), "--event-log", tmp_path / "CCEL")
+    with TsmDirectory(tmp_path / "tsm", "tdx_guest", tdx_responder(TDX)) as tsm:
+        code, text, _ = _run("collect", "--scheme", "tdx", *given, "--tsm", tsm.path)
+    assert code == 0 and {Path(line).name for line in text.splitlines()} == {"quote.bin", "event-log.bin"}
+    assert (tmp_path / "o" / "event-log.bin").read_bytes() == ccel()
+    code, _, remarks = _run("collect", "--scheme", "sev-snp", *given)
+    assert code == 2 and "no meaning with --scheme sev-snp" in remarks
 
 
 def test_collect_from_a_tpm(tmp_path: Path) -> None:

@@ -231,9 +231,9 @@ def test_proxy(folder: Path, changes: dict[str, Any], key: str, reason: str) -> 
         ({"attestation__pcrs": [24]}, "attestation", "PCR indexes"),
         ({"attestation__attester": "azure", "attestation__tcti": ""}, "attestation.tcti", "must not be empty"),
         (
-            {"attestation": {"attester": "tdx", "event_log_file": __file__}},
+            {"attestation": {"attester": "sev-snp", "event_log_file": __file__}},
             "attestation.event_log_file",
-            "'tdx' makes none",
+            "'sev-snp' quotes none",
         ),
         ({"attestation__event_log_file": "/absent"}, "attestation.event_log_file", "no such file"),
         ({"attestation__attester": "scheme"}, "attestation.schemes", "the one that is named"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from attest.eventlog import EV_EFI_ACTION, EV_NO_ACTION, EV_SEPARATOR, EXIT_BOOT_SERVICES
 from attest.schemes.vtpm.abi import BANK_NAMES, DIGEST_BYTES, Alg
 
-__all__ = ["GOOD_BOOT", "agile_log", "event", "header", "legacy_log", "secure_boot_data"]
+__all__ = ["GOOD_BOOT", "GOOD_TD_BOOT", "agile_log", "ccel", "event", "header", "legacy_log", "secure_boot_data"]
 
 EV_DRIVER_CONFIG = 0x80000001
 
@@ -27,6 +27,18 @@ GOOD_BOOT: tuple[tuple[int, int, bytes], ...] = (
     *((index, EV_SEPARATOR, bytes(4)) for index in range(8)),
     (4, 0x80000003, b"boot loader"),
     (5, EV_EFI_ACTION, EXIT_BOOT_SERVICES),
+)
+
+# The same of a trust domain, whose registers 1 to 3 are RTMR0 to RTMR2; nothing is measured into RTMR3.
+GOOD_TD_BOOT: tuple[tuple[int, int, bytes], ...] = (
+    (1, 0x8000000B, b"handoff of the host"),
+    (1, EV_DRIVER_CONFIG, secure_boot_data()),
+    (1, EV_SEPARATOR, bytes(4)),
+    (1, 0x80000002, b"\x01\x00\x00\x00"),  # BootOrder, which looks like a separator after an error
+    (2, EV_SEPARATOR, bytes(4)),
+    (2, 0x80000003, b"boot loader"),
+    (3, 13, b"kernel_cmdline: quiet"),
+    (2, EV_EFI_ACTION, EXIT_BOOT_SERVICES),
 )
 
 
@@ -62,6 +74,11 @@ def event(
 def agile_log(events: Sequence[tuple[int, int, bytes]] = GOOD_BOOT, algorithms: Sequence[int] = (Alg.SHA256,)) -> bytes:
     """A crypto-agile log of these events."""
     return header(algorithms) + b"".join(event(*item, algorithms=algorithms) for item in events)
+
+
+def ccel(events: Sequence[tuple[int, int, bytes]] = GOOD_TD_BOOT, size: int = 4096) -> bytes:
+    """These events as the log of a trust domain: SHA-384, in a table of fixed size."""
+    return agile_log(events, (Alg.SHA384,)).ljust(size, b"\xff")
 
 
 def legacy_log(events: Sequence[tuple[int, int, bytes]] = GOOD_BOOT) -> bytes:

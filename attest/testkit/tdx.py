@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec.structs import replace
 
 from attest.binding import snp_report_data
+from attest.eventlog import SHA384, parse_event_log, replay
 from attest.evidence import HARDWARE, TDX_QUOTE_TYPE, Part
 from attest.schemes.tdx.abi import FIELDS, FIELDS_15, INTEL_QE_VENDOR, QE_FIELDS, TD_REPORT_BYTES
 from attest.testkit.intel import (
@@ -39,14 +40,22 @@ SEPT_VE_DISABLE = 1 << 28
 
 
 class TdxPlatform:
-    """One platform with a trust domain on it. ``version`` is the quote's, ``body`` "1.0" or "1.5" (version 5 only)."""
+    """One platform with a trust domain on it. ``version`` is the quote's, ``body`` "1.0" or "1.5" (version 5 only).
+    ``event_log``: a CCEL that the domain booted by, whose RTMRs then are what it gives.
+    """
 
-    def __init__(self, seed: bytes, *, version: int = 4, body: str = "", ca: str = "platform") -> None:
+    def __init__(
+        self, seed: bytes, *, version: int = 4, body: str = "", ca: str = "platform", event_log: bytes = b""
+    ) -> None:
         if not seed:
             raise ValueError("a simulated platform needs a seed")
         self._seed, self.version, self.ca = seed, version, ca
         self.body = body or ("1.0" if version == 4 else "1.5")
         self.info = replace(PLATFORM, ppid=self._derive("ppid")[:16])
+        self.rtmrs = {f"rtmr{n}": self._derive(f"rtmr{n}")[:48] for n in range(4)}
+        if event_log:
+            values = replay(parse_event_log(event_log), SHA384)
+            self.rtmrs = {f"rtmr{n}": values.get(n + 1, bytes(48)) for n in range(4)}
         self.key, self.attestation_key = key(f"pck {seed.hex()}"), key(f"ak {seed.hex()}")
 
     def _derive(self, label: str) -> bytes:
@@ -106,7 +115,7 @@ class TdxPlatform:
         defaults: dict[str, int | bytes] = {
             "tee_tcb_svn": TEE_TCB_SVN, "mr_seam": self._derive("module")[:48], "mr_td": self._derive("mrtd")[:48],
             "td_attributes": SEPT_VE_DISABLE, "xfam": 0x0602E7, "report_data": report_data,
-            **{f"rtmr{n}": self._derive(f"rtmr{n}")[:48] for n in range(4)},
+            **self.rtmrs,
         }  # fmt: skip
         layout = FIELDS
         if self.body == "1.5":
@@ -152,8 +161,11 @@ class SimulatedTdxCollector:
 
     scheme = "simulated-tdx"
 
-    def __init__(self, seed: bytes, *, version: int = 4) -> None:
-        self.platform = TdxPlatform(seed, version=version)
+    def __init__(self, seed: bytes, *, version: int = 4, event_log: bytes = b"") -> None:
+        self.platform = TdxPlatform(seed, version=version, event_log=event_log)
 
     def parts(self, data_hash: bytes) -> dict[int, Part]:
-        return {HARDWARE: Part(TDX_QUOTE_TYPE, self.platform.quote(snp_report_data(data_hash)))}
+        return self.parts_over(snp_report_data(data_hash))
+
+    def parts_over(self, report_data: bytes) -> dict[int, Part]:
+        return {HARDWARE: Part(TDX_QUOTE_TYPE, self.platform.quote(report_data))}

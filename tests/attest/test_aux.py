@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import pytest
 from msgspec.structs import replace
 
-from attest.attester import evidence_for
+from attest.appraise import AttestationResult
+from attest.attester import WithTpm, evidence_for
 from attest.binding import Expected, Phase
 from attest.codec import cbor_encode
 from attest.errors import AppraisalFailed, AttestError, CollectionFailed, MalformedEvidence
@@ -29,8 +30,10 @@ from attest.evidence import (
 from attest.needs import needed_items
 from attest.policy import parse_policy
 from attest.schemes.vtpm.abi import Alg
-from attest.testkit.eventlog import GOOD_BOOT, agile_log
+from attest.testkit.eventlog import GOOD_BOOT, GOOD_TD_BOOT, agile_log, ccel
+from attest.testkit.intel import collateral
 from attest.testkit.snp import SimulatedSnpCollector
+from attest.testkit.tdx import SimulatedTdxCollector
 from attest.testkit.tpm import SoftwareTpm
 from attest.verifier import Verifier
 
@@ -123,6 +126,71 @@ def test_one_thing_wrong(expected: Expected) -> None:
 
 def _without(parts: Mapping[int, Part]) -> dict[int, Part]:
     return {key: part for key, part in parts.items() if key != AUX_DIGEST}
+
+
+# -- a trust domain's, without a TPM -----------------------------------------------------------------------------------
+
+CCEL = ccel()
+BOOTED = SimulatedTdxCollector(b"booted", event_log=CCEL)
+TDX_POLICY = """id = "ccel"
+[tdx]
+{rules}
+unsafe_any_mr_td = true
+unsafe_any_rtmrs = true
+"""
+
+
+def judged(raw: bytes, expected: Expected, rules: str = "\n".join(ASKS)) -> AttestationResult:
+    one = Verifier(parse_policy(TDX_POLICY.format(rules=rules)), allow_simulated=True)
+    return one.appraise(raw, expected, now=NOW, endorsements=[collateral()])
+
+
+def tdx_refused(raw: bytes, expected: Expected, rules: str = "\n".join(ASKS)) -> list[str]:
+    with pytest.raises(AttestError) as caught:
+        judged(raw, expected, rules)
+    return [m.code for m in caught.value.mismatches] or [caught.value.code]
+
+
+@pytest.mark.parametrize("rules", [*ASKS, "\n".join(ASKS), "event_log_rtmrs = [0, 1, 2]"])
+def test_a_trust_domains_log_is_replayed_to_its_rtmrs(rules: str, expected: Expected) -> None:
+    claims = judged(evidence_for(BOOTED, CLAIMS, CCEL), expected, rules).claims
+    assert claims["eventlog.bank"] == "sha384" and claims["eventlog.rtmrs"].startswith("0, 1, 2")
+    assert claims["eventlog.secure_boot"] == claims["eventlog.exit_boot_services"] == "true"
+
+
+@pytest.mark.parametrize("rules", ASKS)
+def test_a_trust_domain_that_sends_none(rules: str, expected: Expected) -> None:
+    """Refused for a channel; a passport is judged by the rest, and tells nothing of a log."""
+    assert tdx_refused(evidence_for(BOOTED, CLAIMS), expected, rules) == ["event_log_missing"]
+    passport = replace(CLAIMS, phase=Phase.PASSPORT, nonce=None, channel_binding=None, peer_spki_hash=None)
+    known = {name: getattr(passport, name) for name in Expected.__struct_fields__}
+    result = judged(evidence_for(BOOTED, passport), Expected(**known), rules)
+    assert not any(name.startswith("eventlog.") for name in result.claims)
+
+
+def test_one_thing_wrong_with_a_trust_domains_log(expected: Expected) -> None:
+    other = ccel((*GOOD_TD_BOOT, (2, 0x80000003, b"another loader")))
+    off = ccel([event for event in GOOD_TD_BOOT if event[1] != 0x80000001])
+    named = split_aux(evidence_for(BOOTED, CLAIMS, CCEL))[0]
+    assert tdx_refused(named, expected) == ["aux_digest"]
+    assert tdx_refused(join_aux(split_aux(evidence_for(BOOTED, CLAIMS))[0], CCEL), expected) == ["aux_digest"]
+    assert tdx_refused(join_aux(named, CCEL[:-1]), expected) == ["aux_digest"]
+    assert tdx_refused(evidence_for(BOOTED, CLAIMS, other), expected) == ["event_log_replay"]
+    assert tdx_refused(evidence_for(BOOTED, CLAIMS, CCEL[:700]), expected) == ["event_log_truncated"]
+    assert tdx_refused(evidence_for(BOOTED, CLAIMS, LOG), expected) == ["event_log_bank"]
+    booted_without = SimulatedTdxCollector(b"booted", event_log=off)
+    assert tdx_refused(evidence_for(booted_without, CLAIMS, off), expected) == ["secure_boot"]
+
+
+def test_beside_a_tpms_quote_the_log_is_the_tpms(expected: Expected) -> None:
+    text = TDX_POLICY.format(rules="") + POLICY.format(rules=ASKS[0]).partition("unsafe_accept_vtpm_only = true\n")[2]
+    one = Verifier(parse_policy(text), allow_simulated=True)
+    both = WithTpm(BOOTED, TPM)
+    result = one.appraise(evidence_for(both, CLAIMS, LOG), expected, now=NOW, endorsements=[collateral()])
+    assert result.claims["eventlog.bank"] == "sha256" and "eventlog.rtmrs" not in result.claims
+    with pytest.raises(AttestError) as caught:
+        one.appraise(evidence_for(both, CLAIMS, CCEL), expected, now=NOW, endorsements=[collateral()])
+    assert caught.value.code == "event_log_bank"
 
 
 def test_a_log_beside_evidence_that_no_tpm_quoted(expected: Expected) -> None:

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attest.errors import MalformedEvidence
+from attest.errors import MalformedEvidence, VerificationFailed
 from attest.eventlog import (
     MAX_LOG_BYTES,
     exited_boot_services,
     parse_event_log,
+    prove,
     replay,
     secure_boot,
     separators,
@@ -136,6 +137,41 @@ def test_every_truncation_is_malformed_or_ends_between_events() -> None:
             continue
         with pytest.raises(MalformedEvidence):
             parse_event_log(GOOD[:length])
+
+
+def _proven(quoted: dict[int, bytes], raw: bytes = GOOD) -> tuple[int, ...]:
+    return tuple(e.index for e in prove(parse_event_log(raw), Alg.SHA256, quoted, "R{}".format).events)
+
+
+def test_quoted_values_prove_their_events_and_no_others() -> None:
+    values = replay(parse_event_log(GOOD), Alg.SHA256)
+    assert set(_proven(values)) == set(range(8)) and set(_proven({7: values[7], 4: values[4]})) == {4, 7}
+    assert set(_proven({7: values[7], 9: bytes(32)})) == {7}  # nothing measured: as it started
+    noted = GOOD + event(7, 3, b"note")
+    assert _proven({7: values[7]}, noted) == _proven({7: values[7]})
+
+
+@pytest.mark.parametrize(
+    ("quoted", "code", "words"),
+    [
+        ({}, "event_log_empty", "none of the quoted"),
+        ({9: bytes(32)}, "event_log_empty", "none of the quoted"),
+        ({7: bytes(32)}, "event_log_replay", "does not replay to R7$"),
+        ({7: bytes(32), 0: None, 9: b"\x01" * 32}, "event_log_replay", "does not replay to R7, R9$"),
+    ],
+)
+def test_values_that_the_log_does_not_give(quoted: dict[int, bytes | None], code: str, words: str) -> None:
+    values = replay(parse_event_log(GOOD), Alg.SHA256)
+    with pytest.raises(VerificationFailed, match=words) as caught:
+        _proven({index: value or values[index] for index, value in quoted.items()})
+    assert caught.value.code == code
+
+
+def test_data_of_another_digest_proves_nothing() -> None:
+    lying = header() + event(7, 4, b"data", digests={Alg.SHA256: bytes(32)})
+    with pytest.raises(VerificationFailed) as caught:
+        _proven(replay(parse_event_log(lying), Alg.SHA256), lying)
+    assert caught.value.code == "event_log_data"
 
 
 @given(st.binary(max_size=200), st.integers(0, len(GOOD)))

@@ -15,6 +15,7 @@ VTPM = "[vtpm]\npcrs = [0]\n"
 ANY = "unsafe_any_pcr_values = true\nunsafe_any_ak = true\n"
 SNP = "[sev-snp]\nunsafe_any_tcb = true\nunsafe_any_measurement = true\n"
 TDX = "[tdx]\nunsafe_any_mr_td = true\nunsafe_any_rtmrs = true\n"
+CCEL = "require_event_log = true\n"
 AZURE = "[azure]\nrequire_ak_certificate = true\n"
 MAA, GCP = "[maa]\nissuers = ['https://x']\n", "[gcp]\naudiences = ['a']\n"
 MEASURED = f"[reference_values.maa]\nmeasurements = ['{'ab' * 48}']\n"
@@ -32,6 +33,8 @@ USABLE = {
     "a vTPM that hardware names": SNP + VTPM + PCR,
     "SEV-SNP": SNP,
     "TDX": TDX,
+    "TDX and its log": TDX + CCEL,
+    "TDX beside a vTPM": TDX + VTPM + PCR,
     "Azure": AZURE + VTPM + ANY + SNP,
     "MAA": MAA + MEASURED,
     "any MAA": "[maa]\nunsafe_any_issuer = true\nunsafe_any_measurement = true\n",
@@ -60,6 +63,7 @@ UNUSABLE: dict[str, tuple[str, str]] = {
     "two schemes": (SCHEME + "[schemes.y]\nkey = 1\n", "[schemes.*]: evidence has room for one kind of hardware"),
     "two tokens": (MAA + GCP + MEASURED + IMAGE, "[maa] and [gcp]: evidence has room for one token"),
     "values of what is not asked for": (SNP + MEASURED, "reference values for [maa], which is not asked for"),
+    "one log, and two that could be asked": (TDX + CCEL + VTPM + PCR, "the event log is the TPM's"),
     "no AK": (VTPM + PCR, "no AK is pinned (ak_names) or certified (ak_roots)"),
     "any AK and one": (VTPM + "unsafe_any_ak = true\n" + NAMES + PCR, "unsafe_any_ak contradicts"),
     "any values and one": (VTPM + "unsafe_any_pcr_values = true\n" + NAMES + PCR, "unsafe_any_pcr_values contradicts"),

@@ -37,6 +37,12 @@ CHANGES: dict[str, tuple[str, str, str, str]] = {
     "a list of demands grows": (
         VTPM.format(""), VTPM.replace("[0]", "[0, 1]").format(""), "vtpm.pcrs", "stricter",
     ),
+    "an RTMR more that a log explains": (
+        TDX.format("event_log_rtmrs = [0]"), TDX.format("event_log_rtmrs = [0, 1]"), "tdx.event_log_rtmrs", "stricter",
+    ),
+    "a trust domain's log": (
+        TDX.format(""), TDX.format("require_secure_boot = true"), "tdx.require_secure_boot", "stricter",
+    ),
     "a list is another": (_zones("a"), _zones("b"), "reference_values.gcp.zones", "changed"),
     "a command line comes": (GCP.format(""), GCP.format("arguments = ['a']"), "gcp.arguments", "stricter"),
     "a command line is another": (

@@ -9,9 +9,10 @@ import msgspec
 from attest.errors import Mismatch
 from attest.rules import Hex16, Hex48, Table, require, require_if_listed, require_one_of
 from attest.schemes.tdx.abi import TdReport
+from attest.schemes.tdx.eventlog import VerifiedLog
 from attest.schemes.tdx.verify import VerifiedQuote
 
-__all__ = ["ReferenceValues", "Rules", "appraise_quote", "claims_of", "problems"]
+__all__ = ["ReferenceValues", "Rules", "appraise_quote", "claims_of", "log_claims_of", "problems"]
 
 # What a policy may accept; "Revoked" is never among them.
 Status = Literal[
@@ -51,6 +52,10 @@ class Rules(Table, frozen=True):
     ``grace_period_s``: so long after its level's date an outdated platform counts as if it were not. ``rtmrs``: those
     whose values are compared. Debug, migratable and service-bound trust domains, and those that let the host inject
     #VE, are refused unless their ``unsafe_`` form says otherwise; reserved attributes and unknown XFAM bits, always.
+
+    ``event_log_rtmrs``: those that a CCEL event log, where there is one, must replay to exactly. Leave out what the
+    machine measures on when the log has ended; it is not explained then. ``require_secure_boot`` and
+    ``require_exit_boot_services`` ask the log, so they need one.
     """
 
     tcb_statuses: tuple[Status, ...] = ("UpToDate",)
@@ -61,6 +66,10 @@ class Rules(Table, frozen=True):
     min_qe_svn: Svn = 0
     min_pce_svn: Svn = 0
     rtmrs: tuple[RtmrIndex, ...] = ()
+    event_log_rtmrs: tuple[RtmrIndex, ...] = (0, 1, 2, 3)
+    require_event_log: bool = False
+    require_secure_boot: bool = False
+    require_exit_boot_services: bool = False
     sgx_types: tuple[Literal["standard", "scalable", "scalable-with-integrity"], ...] = ()
     allow_smt: bool = True
     allow_dynamic_platform: bool = True
@@ -72,15 +81,22 @@ class Rules(Table, frozen=True):
     unsafe_any_mr_td: bool = False
     unsafe_any_rtmrs: bool = False
 
+    @property
+    def needs_log(self) -> bool:
+        """Whether a rule cannot hold without an event log."""
+        return self.require_event_log or self.require_secure_boot or self.require_exit_boot_services
+
 
 class ReferenceValues(Table, frozen=True):
     """``[reference_values.tdx]``: allowed values, lower-case hex as the fields' bytes stand in the quote; a list that
     is absent is not compared, except that ``mr_td`` and a value for each RTMR of the rules are required, and that a TD
-    bound to a service TD is refused without ``mr_service_td``.
+    bound to a service TD is refused without ``mr_service_td``. In place of an RTMR's values, ``event_digests`` has the
+    digests of which any may have been measured into it, for RTMRs whose events differ in order or number between boots.
     """
 
     mr_td: tuple[Hex48, ...] = ()
     rtmr_values: dict[RtmrKey, tuple[Hex48, ...]] = msgspec.field(default_factory=dict)
+    event_digests: dict[RtmrKey, tuple[Hex48, ...]] = msgspec.field(default_factory=dict)
     mr_config_id: tuple[Hex48, ...] = ()
     mr_owner: tuple[Hex48, ...] = ()
     mr_owner_config: tuple[Hex48, ...] = ()
@@ -105,21 +121,40 @@ def problems(rules: Rules, reference: ReferenceValues) -> list[str]:
     found = []
     if rules.unsafe_any_mr_td == bool(reference.mr_td):
         found.append("tdx: give mr_td, or unsafe_any_mr_td = true, not both")
-    if rules.unsafe_any_rtmrs == bool(rules.rtmrs or reference.rtmr_values):
-        found.append("tdx: give rtmrs and rtmr_values, or unsafe_any_rtmrs = true, not both")
-    if lone := {str(index) for index in rules.rtmrs} ^ set(reference.rtmr_values):
+    given = reference.rtmr_values.keys() | reference.event_digests.keys()
+    if rules.unsafe_any_rtmrs == bool(rules.rtmrs or given):
+        found.append("tdx: give rtmrs and rtmr_values (or event_digests), or unsafe_any_rtmrs = true, not both")
+    if lone := {str(index) for index in rules.rtmrs} ^ given:
         found.append(f"reference_values.tdx.rtmr_values: rule or value missing for RTMR {', '.join(sorted(lone))}")
+    if reference.rtmr_values.keys() & reference.event_digests.keys():
+        found.append("reference_values.tdx: rtmr_values and event_digests of the same RTMR")
     if rules.unsafe_any_service_td and reference.mr_service_td:
         found.append("tdx.unsafe_any_service_td contradicts mr_service_td")
+    asked = {int(index) for index in reference.event_digests}
+    asked |= ({0} if rules.require_secure_boot else set()) | ({1} if rules.require_exit_boot_services else set())
+    if unlogged := asked - set(rules.event_log_rtmrs):
+        listed = ", ".join(map(str, sorted(unlogged)))
+        found.append(f"tdx.event_log_rtmrs: a rule asks what was measured into RTMR {listed}")
     return found
 
 
-def appraise_quote(verified: VerifiedQuote, rules: Rules, reference: ReferenceValues) -> tuple[Mismatch, ...]:
-    """Every rule that does not hold."""
+def appraise_quote(
+    verified: VerifiedQuote,
+    rules: Rules,
+    reference: ReferenceValues,
+    log: VerifiedLog | None = None,
+    *,
+    log_comes_later: bool = False,
+) -> tuple[Mismatch, ...]:
+    """Every rule that does not hold. ``log_comes_later``: rules that need an event log are left to the evidence that
+    follows this one.
+    """
     report = verified.quote.report
     mismatches = (
         _attributes(report, rules) + _service_td(report, rules, reference) + _measurements(report, rules, reference)
     )
+    if not log_comes_later:
+        mismatches += _events(rules, reference, log) + _log(rules, log)
     for name in _LISTED:
         mismatches += require_if_listed(getattr(reference, name), name, name, getattr(report, name).hex())
     return mismatches + _tcb(verified, rules) + _platform(verified, rules, reference)
@@ -156,9 +191,37 @@ def _measurements(report: TdReport, rules: Rules, reference: ReferenceValues) ->
     if not rules.unsafe_any_rtmrs:
         mismatches += require(bool(rules.rtmrs), "rtmr", "rtmr", "values to compare", "none in the policy")
     for index in () if rules.unsafe_any_rtmrs else rules.rtmrs:
-        actual = getattr(report, f"rtmr{index}").hex()
-        mismatches += require_one_of(reference.rtmr_values.get(str(index), ()), "rtmr", f"rtmr{index}", actual)
+        if str(index) not in reference.event_digests:
+            actual = getattr(report, f"rtmr{index}").hex()
+            mismatches += require_one_of(reference.rtmr_values.get(str(index), ()), "rtmr", f"rtmr{index}", actual)
     return mismatches
+
+
+def _events(rules: Rules, reference: ReferenceValues, log: VerifiedLog | None) -> tuple[Mismatch, ...]:
+    mismatches: tuple[Mismatch, ...] = ()
+    for index in rules.rtmrs:
+        if (allowed := reference.event_digests.get(str(index))) is None:
+            continue
+        claim = f"eventlog.rtmr{index}"
+        if log is None or index not in log.rtmrs:
+            mismatches += require(False, "event_log_missing", claim, "an event log of this RTMR", "none")
+            continue
+        foreign = [digest for digest in log.digests(index) if digest not in allowed]
+        mismatches += require(not foreign, "event", claim, "only events of the reference values", ", ".join(foreign))
+    return mismatches
+
+
+def _log(rules: Rules, log: VerifiedLog | None) -> tuple[Mismatch, ...]:
+    if log is None:
+        return require(not rules.needs_log, "event_log_missing", "eventlog", "an event log", "none")
+    secure, left = log.secure_boot, log.exited_boot_services
+    return (
+        *require(secure or not rules.require_secure_boot, "secure_boot", "eventlog.secure_boot", "true", "false"),
+        *require(
+            left or not rules.require_exit_boot_services,
+            "exit_boot_services", "eventlog.exit_boot_services", "true", "false",
+        ),
+    )  # fmt: skip
 
 
 def _tcb(verified: VerifiedQuote, rules: Rules) -> tuple[Mismatch, ...]:
@@ -238,3 +301,13 @@ def claims_of(verified: VerifiedQuote) -> dict[str, str]:
         "collateral.digest": verified.collateral_digest,
     }
     return claims
+
+
+def log_claims_of(log: VerifiedLog) -> dict[str, str]:
+    """Claims that the replayed log adds."""
+    return {
+        "eventlog.bank": "sha384",
+        "eventlog.rtmrs": ", ".join(map(str, log.rtmrs)),
+        "eventlog.secure_boot": _text(log.secure_boot if 0 in log.rtmrs else None),
+        "eventlog.exit_boot_services": _text(log.exited_boot_services),
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from attest.errors import VerificationFailed
-from attest.eventlog import EV_NO_ACTION, EventLog, parse_event_log, replay, secure_boot, separators, unmatched_data
+from attest.eventlog import EventLog, parse_event_log, prove, replay, secure_boot, separators
 from attest.schemes.vtpm.abi import BANK_NAMES
 from attest.schemes.vtpm.verify import VerifiedQuote
 
@@ -54,18 +54,9 @@ def verify_event_log(raw_log: bytes, quote: VerifiedQuote) -> VerifiedLog:
     if bank is None:
         raise VerificationFailed("no bank is both quoted and logged", code="event_log_bank")
     alg = _ALGORITHMS[bank]
-    values, quoted = replay(log, alg), quote.pcrs[bank]
-    covered = tuple(sorted(values.keys() & quoted.keys()))
-    if not covered:
-        raise VerificationFailed("the event log measures none of the quoted PCRs", code="event_log_empty")
-    wrong = [index for index in covered if values[index].hex() != quoted[index]]
-    if wrong:
-        raise VerificationFailed(f"the event log does not replay to PCR {wrong}", code="event_log_replay")
-    events = tuple(e for e in log.events if e.index in covered and e.type != EV_NO_ACTION)
-    proven = EventLog(log.algorithms, events, log.locality)
-    unmatched = unmatched_data(proven, alg)
-    if unmatched:
-        raise VerificationFailed(f"events {unmatched[:8]} have data of another digest", code="event_log_data")
+    quoted = quote.pcrs[bank]
+    covered = tuple(sorted(replay(log, alg).keys() & quoted.keys()))
+    proven = prove(log, alg, {index: bytes.fromhex(quoted[index]) for index in covered}, "PCR {}".format)
     counts = {index: len(separators(proven, index, alg)) for index in covered if index in _FIRMWARE_PCRS}
     twice = [index for index, count in counts.items() if count > 1]
     if twice:

@@ -59,6 +59,7 @@ class Case(NamedTuple):
     rules: Rules = RULES
     values: ReferenceValues = VALUES
     data: bytes = DATA
+    log: bytes | None = None
 
 
 def _quote(code: str, **changes: Any) -> Case:

@@ -179,6 +179,26 @@ REFUSED = {
     "beside SNP": (
         POLICY + "[sev-snp]\nunsafe_any_tcb = true\nunsafe_any_measurement = true\n", "one kind of hardware",
     ),
+    "value and events of one RTMR": (
+        POLICY + f"[reference_values.tdx.event_digests]\n0 = ['{OTHER48}']\n", "event_digests of the same RTMR",
+    ),
+    "events without the rule": (
+        POLICY + f"[reference_values.tdx.event_digests]\n1 = ['{OTHER48}']\n", "missing for RTMR 1",
+    ),
+    "events of an RTMR that the log need not explain": (
+        POLICY.replace("rtmrs = [0]", "rtmrs = [0]\nevent_log_rtmrs = [1, 2]").replace("rtmr_values", "event_digests"),
+        "was measured into RTMR 0",
+    ),
+    "secure boot without RTMR0, the end of boot without RTMR1": (
+        POLICY.replace(
+            "[tdx]", "[tdx]\nrequire_secure_boot = true\nrequire_exit_boot_services = true\nevent_log_rtmrs = [2]"
+        ),
+        "was measured into RTMR 0, 1",
+    ),
+    "one log, and events for each": (
+        POLICY.replace("rtmr_values", "event_digests") + "[vtpm]\npcrs = [0]\nunsafe_any_pcr_values = true\n",
+        "the event log is the TPM's",
+    ),
     "values without the table": (
         POLICY.replace("[tdx]\nrtmrs = [0]", "[none]\naccept_unattested_clients = true", 1), "not asked for",
     ),

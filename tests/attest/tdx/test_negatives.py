@@ -1,13 +1,14 @@
 """Each way in which a TDX quote must be refused: one thing wrong, everything signed again, its own reason code.
 
-``cases.ROWS`` (the quote, its certificates, Intel's collateral) and ``POLICY`` (what a genuine quote says) are together
-the list of negative cases that the platform is held to, a row an item of it, for an auditor to tick off; rows "beyond
-the list" are more than it asks.
+``cases.ROWS`` (the quote, its certificates, Intel's collateral), ``POLICY`` (what a genuine quote says) and ``LOGS``
+(the event log beside it) are together the list of negative cases that the platform is held to, a row an item of it, for
+an auditor to tick off; rows "beyond the list" are more than it asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,8 +16,11 @@ from msgspec.structs import replace
 
 from attest.collateral import parse_collateral
 from attest.errors import AppraisalFailed, AttestError, MalformedEvidence
+from attest.eventlog import MAX_LOG_BYTES, SHA384, parse_event_log
 from attest.schemes.tdx.appraise import appraise_quote
+from attest.schemes.tdx.eventlog import verify_event_log
 from attest.schemes.tdx.verify import check_report_data, verify_collateral, verify_quote
+from attest.testkit.eventlog import GOOD_TD_BOOT, agile_log, ccel, event, header, legacy_log, secure_boot_data
 from attest.testkit.intel import (
     PLATFORM,
     collateral,
@@ -39,6 +43,7 @@ ONE_RTMR = replace(RULES, rtmrs=(0,))
 MALFORMED = {
     "malformed_evidence", "oversize", "malformed_certificate", "malformed_crl", "malformed_collateral", "pck_extension",
     "tdx_version", "tdx_body_type", "tdx_tee_type", "tdx_key_type", "tdx_certification_type", "tdx_trailing",
+    "malformed_event_log", "event_log_truncated", "event_log_digests",
     "tcb_info_kind", "qe_identity_kind",
 }  # fmt: skip
 
@@ -48,7 +53,9 @@ def judge(case: Case) -> None:
     given = verify_collateral(parse_collateral(case.collateral()), now, simulated_intel_roots())
     verified = verify_quote(case.quote(), given, now)
     check_report_data(verified.quote, case.data)
-    mismatches = appraise_quote(verified, case.rules, case.values)
+    report, rtmrs = verified.quote.report, case.rules.event_log_rtmrs
+    log = None if case.log is None else verify_event_log(case.log, report, rtmrs)
+    mismatches = appraise_quote(verified, case.rules, case.values, log)
     if mismatches:
         raise AppraisalFailed(mismatches)
 
@@ -180,6 +187,139 @@ POLICY: dict[str, dict[str, Case]] = {
 }  # fmt: skip
 
 
+Boot = Sequence[tuple[int, int, bytes]]
+LOG = ccel()
+EVENTS = agile_log(GOOD_TD_BOOT, (SHA384,))  # without padding
+BOOTED = TdxPlatform(b"a", event_log=LOG)
+SECURE_OFF = (1, 0x80000001, secure_boot_data(b"\x00"))
+OFF_BOOT = [GOOD_TD_BOOT[0], SECURE_OFF, *GOOD_TD_BOOT[2:]]
+ASKS_ALL = {"require_event_log": True, "require_secure_boot": True, "require_exit_boot_services": True}
+LOGGED = replace(RULES, rtmrs=(), unsafe_any_rtmrs=True, **ASKS_ALL)  # of the log alone is judged
+NAMED = {
+    str(rtmr): tuple(e.digests[SHA384].hex() for e in parse_event_log(LOG).events if e.index == rtmr + 1)
+    for rtmr in range(3)
+}
+BY_EVENTS = replace(RULES, rtmrs=(0, 1, 2))
+EVENT_VALUES = replace(VALUES, rtmr_values={}, event_digests=NAMED)
+
+
+def _log_event(index: int, kind: int, data: bytes, **lies: Any) -> bytes:
+    return event(index, kind, data, algorithms=(SHA384,), **lies)
+
+
+def _booted(code: str, events: Boot = (), *, log: bytes = b"", rules: Any = LOGGED, values: Any = VALUES) -> Case:
+    """A domain that booted like this, and its true log."""
+    log = log or ccel(events)
+    platform = TdxPlatform(b"a", event_log=log)
+    return Case(code, lambda: platform.quote(DATA), rules=rules, values=values, log=log)
+
+
+def _sent(code: str, log: bytes | None, **fields: bytes) -> Case:
+    """The good domain, with another log beside its quote."""
+    return Case(code, lambda: BOOTED.quote(DATA, **fields), rules=LOGGED, log=log)
+
+
+def _asks(rule: str) -> Case:
+    one = replace(RULES, rtmrs=(), unsafe_any_rtmrs=True, **{rule: True})
+    return Case("event_log_missing", lambda: BOOTED.quote(DATA), rules=one)
+
+
+# Booted without; then the operating system measures what firmware would have, and the log gives the true events
+# another type, which nobody has signed.
+RENAMED = header((SHA384,)) + b"".join(
+    _log_event(index, 13 if index == 1 and at < len(OFF_BOOT) else kind, data)
+    for at, (index, kind, data) in enumerate([*OFF_BOOT, GOOD_TD_BOOT[1], GOOD_TD_BOOT[2]])
+)
+LYING = (
+    header((SHA384,))
+    + _log_event(*GOOD_TD_BOOT[0])
+    + _log_event(*GOOD_TD_BOOT[1], digests={SHA384: hashlib.sha384(SECURE_OFF[2]).digest()})
+    + b"".join(_log_event(*item) for item in GOOD_TD_BOOT[2:])
+)
+
+LOGS: dict[str, dict[str, Case]] = {
+    "event log missing": {
+        **{f"and {rule}": _asks(rule) for rule in ASKS_ALL},
+        "and digests of events": Case(
+            "event_log_missing", lambda: BOOTED.quote(DATA), rules=replace(BY_EVENTS, rtmrs=(0,)),
+            values=replace(EVENT_VALUES, event_digests={"0": NAMED["0"]}),
+        ),
+    },
+    "event log does not replay": {
+        "another event": _sent("event_log_replay", ccel([*GOOD_TD_BOOT[:-3], (2, 13, b"other"), *GOOD_TD_BOOT[-2:]])),
+        "one event left out": _sent("event_log_replay", ccel(GOOD_TD_BOOT[1:])),
+        "one event more": _sent("event_log_replay", ccel([*GOOD_TD_BOOT, (3, 13, b"more")])),
+        "reordered": _sent("event_log_replay", ccel([*GOOD_TD_BOOT[1::-1], *GOOD_TD_BOOT[2:]])),
+        "one register left out": _sent("event_log_replay", ccel([e for e in GOOD_TD_BOOT if e[0] != 3])),
+        "an event in another register": _sent(
+            "event_log_replay", ccel([*GOOD_TD_BOOT[:-2], (4, *GOOD_TD_BOOT[-2][1:]), GOOD_TD_BOOT[-1]])
+        ),
+        "RTMR3 measured on": _sent("event_log_replay", LOG, rtmr3=b"\x01" * 48),
+        "RTMR0 zeros": _sent("event_log_replay", LOG, rtmr0=bytes(48)),
+        "registers counted from 0, as a TPM's": _sent(
+            "event_log_replay", ccel([(index - 1, kind, data) for index, kind, data in GOOD_TD_BOOT])
+        ),
+        "a domain that booted otherwise": Case("event_log_replay", rules=LOGGED, log=LOG),
+    },
+    "event log damaged": {
+        "empty": _sent("event_log_truncated", b""),
+        "truncated": _sent("event_log_truncated", EVENTS[:-1]),
+        "digest count 2^32-1": _sent("event_log_digests", EVENTS + _log_event(1, 13, b"", count=0xFFFFFFFF)),
+        "event size above the rest": _sent("event_log_truncated", EVENTS + _log_event(1, 13, b"", size=0xFFFFFFFF)),
+        "a second header": _sent("malformed_event_log", EVENTS + _log_event(1, 3, b"Spec ID Event03\x00")),
+        "bytes behind its padding": _sent("malformed_event_log", LOG + b"\x00"),
+        "register 32": _sent("malformed_event_log", EVENTS + _log_event(32, 13, b"")),
+    },
+    "event log oversize": {
+        "padding": _sent("oversize", LOG + b"\xff" * MAX_LOG_BYTES),
+        "events": _sent("oversize", EVENTS + _log_event(5, 13, b"") * 16_384),
+    },
+    "event log of another kind": {
+        "SHA-256 only": _sent("event_log_bank", agile_log(GOOD_TD_BOOT)),
+        "the older form": _sent("event_log_bank", legacy_log(GOOD_TD_BOOT)),
+        "no event": _sent("event_log_empty", header((SHA384,))),
+        "MRTD only": _sent("event_log_empty", ccel([(0, 13, b"x")])),
+        "nothing measured": _sent("event_log_empty", ccel([(1, 3, b"note")])),
+    },
+    "event log lies": {
+        "data not matching digest": Case(
+            "event_log_data", lambda: TdxPlatform(b"a", event_log=ccel(OFF_BOOT)).quote(DATA), rules=LOGGED, log=LYING
+        ),
+        "types changed to hide secure boot off": _booted("secure_boot", log=RENAMED),
+    },
+    "event log and rules": {
+        "secure boot off": _booted("secure_boot", OFF_BOOT),
+        "secure boot unsaid": _booted("secure_boot", [GOOD_TD_BOOT[0], *GOOD_TD_BOOT[2:]]),
+        "secure boot said behind the separator": _booted(
+            "secure_boot", [GOOD_TD_BOOT[0], GOOD_TD_BOOT[2], GOOD_TD_BOOT[1], *GOOD_TD_BOOT[3:]]
+        ),
+        "secure boot said in RTMR2": _booted(
+            "secure_boot", [GOOD_TD_BOOT[0], (3, *GOOD_TD_BOOT[1][1:]), *GOOD_TD_BOOT[2:]]
+        ),
+        "no separator in RTMR0": _booted("secure_boot", [e for e in GOOD_TD_BOOT if e[0] != 1] + [GOOD_TD_BOOT[1]]),
+        "ExitBootServices missing": _booted("exit_boot_services", GOOD_TD_BOOT[:-1]),
+        **{
+            f"foreign event in RTMR{rtmr}": _booted(
+                "event", [*GOOD_TD_BOOT, (rtmr + 1, 13, b"foreign")], rules=BY_EVENTS, values=EVENT_VALUES
+            )
+            for rtmr in range(3)
+        },
+        "another event than the named": _booted(
+            "event", [*GOOD_TD_BOOT[:5], (2, 0x80000003, b"loader 2"), *GOOD_TD_BOOT[6:]], rules=BY_EVENTS,
+            values=EVENT_VALUES,
+        ),
+        "digests of an RTMR that the log need not explain": _booted(
+            "event_log_missing", GOOD_TD_BOOT, rules=replace(BY_EVENTS, rtmrs=(2,), event_log_rtmrs=(0, 1)),
+            values=replace(EVENT_VALUES, event_digests={"2": NAMED["2"]}),
+        ),
+        "an RTMR by value beside others by events": _booted(
+            "rtmr", GOOD_TD_BOOT, rules=RULES,
+            values=replace(EVENT_VALUES, rtmr_values={"3": (OTHER48,)}),
+        ),
+    },
+}  # fmt: skip
+
+
 def _refused(case: Case) -> AttestError:
     with pytest.raises(AttestError) as caught:
         judge(case)
@@ -199,9 +339,9 @@ def test_one_thing_wrong(case: Case) -> None:
     _refused(case)
 
 
-@pytest.mark.parametrize("case", _parameters(POLICY))
+@pytest.mark.parametrize("case", _parameters(POLICY) + _parameters(LOGS))
 def test_one_rule_does_not_hold(case: Case) -> None:
-    for mismatch in _refused(case).mismatches:
+    for mismatch in _refused(case).mismatches:  # none where the log itself is wrong
         assert mismatch.claim and mismatch.expected and mismatch.side == "attester"
 
 
@@ -211,6 +351,15 @@ def test_one_rule_does_not_hold(case: Case) -> None:
 def test_nothing_wrong(quote: Callable[[], bytes]) -> None:
     """What the cases start from is accepted, so that what each changes is what is refused."""
     judge(Case("", quote))
+
+
+def test_nothing_wrong_with_the_log() -> None:
+    """The logs that the cases start from, judged by the rules that those refuse by."""
+    judge(_booted("", GOOD_TD_BOOT))
+    judge(_booted("", GOOD_TD_BOOT, rules=BY_EVENTS, values=EVENT_VALUES))
+    judge(_sent("", EVENTS))
+    some = replace(LOGGED, event_log_rtmrs=(0, 1, 2))
+    judge(_sent("", LOG, rtmr3=b"\x01" * 48)._replace(rules=some))
 
 
 def test_hex_of_either_case_is_the_same_platform() -> None:
