@@ -248,9 +248,7 @@ class Attestation(Section, frozen=True, kw_only=True):
     ak_handle: str = ""  # persistent AK; empty: an AK is created at start
     ak_context_file: str = ""  # keeps an AK over restarts, wrapped by the TPM, so that a policy can pin it
     ak_cert_file: str = ""  # certificate chain of the AK, sent with the evidence; of a cloud's AK, its intermediates
-    event_log_file: str = (
-        ""  # the firmware's log of the quoted PCRs or RTMRs, for policies that replay it; at most 1 MiB
-    )
+    event_log_file: str = ""  # firmware's log of the quoted PCRs or RTMRs, for policies that replay it; up to 1 MiB
     azure: AzureAttester = AzureAttester()
     gcp: GoogleAttester = GoogleAttester()
     endpoint_deadline_s: float = 10.0  # all attempts to ask a metadata or attestation service one thing
