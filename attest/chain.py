@@ -11,8 +11,9 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -48,7 +49,6 @@ Certificates = TypeVarTuple("Certificates")
 _PEM_END = b"-----END CERTIFICATE-----"
 # Every certificate of an AMD chip has serial number 0. cryptography warns of it on each load; we know.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
-warnings.filterwarnings("ignore", message="Attribute's length must be")  # names that nobody of ours has signed yet
 # Google's older vTPM CAs have common names longer than X.520 allows.
 warnings.filterwarnings("ignore", message="Attribute's length must be")
 _UNPARSABLE = (
@@ -96,11 +96,14 @@ def remembered(function: Callable[[*Certificates], T]) -> Callable[[*Certificate
 
 
 def forget() -> None:
-    """Forget every certificate, list and fact about them: the next verification begins as the first one did."""
+    """Forget every certificate and list that was loaded, and what holds between two of them, as signatures: the next
+    verification parses and verifies all. What one says of itself goes with its object; only anchors are met again.
+    """
     load_certificate.cache_clear()
     load_crl.cache_clear()
     for known in _remembered:
-        known.clear()
+        for pair in [key for key in known if len(key) > 1]:
+            del known[pair]
 
 
 @lru_cache(maxsize=64)
@@ -114,9 +117,7 @@ def load_certificate(raw: bytes) -> x509.Certificate:
     try:
         pem = raw.startswith(b"-----BEGIN")
         certificate = x509.load_pem_x509_certificate(raw) if pem else x509.load_der_x509_certificate(raw)
-        _ = _subject_name(certificate), _issuer_name(certificate), certificate.signature_hash_algorithm
-        _ = certificate.extensions
-        _ = _validity(certificate)
+        _ = certificate.subject, certificate.issuer, certificate.signature_hash_algorithm, _facts(certificate)
         _check_cost(public_key(certificate))
         _check_signature_bits(certificate.public_bytes(Encoding.DER) if pem else raw, certificate.signature)
     except _UNPARSABLE as error:
@@ -155,7 +156,7 @@ def load_certificates(raw: bytes) -> tuple[x509.Certificate, ...]:
 def load_chain(raw: bytes) -> tuple[x509.Certificate, ...]:
     """As :func:`load_certificates`, leaf first: where a self-issued certificate comes first, the order is turned."""
     chain = load_certificates(raw)
-    return chain[::-1] if _issuer_name(chain[0]) == _subject_name(chain[0]) else chain
+    return chain[::-1] if chain[0].issuer == chain[0].subject else chain
 
 
 def _der_blocks(raw: bytes) -> list[bytes]:
@@ -178,22 +179,12 @@ def load_crl(raw: bytes) -> x509.CertificateRevocationList:
     try:
         pem = raw.startswith(b"-----BEGIN")
         crl = x509.load_pem_x509_crl(raw) if pem else x509.load_der_x509_crl(raw)
-        _ = _issuer_name(crl), crl.extensions, crl.signature_hash_algorithm, crl.last_update_utc, crl.next_update_utc
+        _ = crl.issuer, crl.extensions, crl.signature_hash_algorithm, crl.last_update_utc, crl.next_update_utc
         _ = len(crl), crl.get_revoked_certificate_by_serial_number(1)
         _check_signature_bits(crl.public_bytes(Encoding.DER) if pem else raw, crl.signature)
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"revocation list: {error}", code="malformed_crl") from None
     return crl
-
-
-@remembered
-def _issuer_name(signed: x509.Certificate | x509.CertificateRevocationList) -> x509.Name:
-    return signed.issuer
-
-
-@remembered
-def _subject_name(certificate: x509.Certificate) -> x509.Name:
-    return certificate.subject
 
 
 @remembered
@@ -205,7 +196,7 @@ def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
 @remembered
 def common_name(certificate: x509.Certificate) -> str:
     """The subject's one common name; empty when there is none or several."""
-    values = _subject_name(certificate).get_attributes_for_oid(NameOID.COMMON_NAME)
+    values = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(values[0].value) if len(values) == 1 else ""
 
 
@@ -216,7 +207,7 @@ def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now
     ``crl_not_yet_valid``). A list without nextUpdate never ends, and is refused for that (RFC 5280 §5.1.2.5 wants it).
     """
     name = common_name(issuer)
-    if not _is_named_as(crl, issuer) or not _signs_crls(issuer):
+    if not _is_named_as(crl, issuer) or not _facts(issuer).signs_crls:
         raise VerificationFailed(f"the revocation list is not of {name}", code="crl_issuer")
     unknown = [e.oid.dotted_string for e in crl.extensions if e.critical and e.oid not in _UNDERSTOOD_IN_CRLS]
     if unknown:
@@ -241,12 +232,12 @@ def check_not_revoked(certificate: x509.Certificate, crl: x509.CertificateRevoca
 
 @remembered
 def _is_named_as(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
-    return _issuer_name(crl) == _subject_name(issuer)
+    return crl.issuer == issuer.subject
 
 
 @remembered
 def _have_one_issuer(certificate: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
-    return _issuer_name(certificate) == _issuer_name(crl)
+    return certificate.issuer == crl.issuer
 
 
 @remembered
@@ -257,27 +248,14 @@ def _crl_signed(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -
         return False
 
 
-@remembered
-def _signs_crls(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign
-    except x509.ExtensionNotFound:
-        return False
-
-
 def check_validity(certificate: x509.Certificate, now: float) -> float:
     """The certificate's end as Unix seconds, when ``now`` lies inside of its validity; else Stale."""
-    start, end = _validity(certificate)
-    if not start <= now <= end:
+    facts = _facts(certificate)
+    if not facts.start <= now <= facts.end:
         name = certificate.subject.rfc4514_string()
-        state = "not yet valid" if now < start else "expired"
+        state = "not yet valid" if now < facts.start else "expired"
         raise Stale(f"certificate {name} is {state}", code=f"certificate_{state.replace(' ', '_')}")
-    return end
-
-
-@remembered
-def _validity(certificate: x509.Certificate) -> tuple[float, float]:
-    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    return facts.end
 
 
 def verify_chain(
@@ -289,7 +267,7 @@ def verify_chain(
     and name; nothing in the evidence can add one. ``intermediates`` beyond the chain's need are ignored.
     """
     expires = check_validity(leaf, now)
-    _check_extensions(leaf)
+    _check_extensions(_facts(leaf))
     current = leaf
     for below in range(MAX_CHAIN):
         root = _issuer_of(current, roots, below)
@@ -317,6 +295,8 @@ def _issuer_of(
 @remembered
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether ``issuer`` by name and key signed ``certificate``: a fact about these bytes, so it may be remembered."""
+    if certificate.issuer != issuer.subject:  # most candidates; to be told so below takes longer
+        return False
     try:
         certificate.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
@@ -326,32 +306,42 @@ def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 def _may_issue(certificate: x509.Certificate, below: int) -> bool:
     """A CA that may sign certificates and has room for ``below`` intermediates under it."""
-    room = _room_below(certificate)
-    return room is not None and room >= below
+    facts = _facts(certificate)
+    _check_extensions(facts)
+    return facts.room_below is not None and facts.room_below >= below
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """What a certificate says of itself and its rights, for :func:`verify_chain` and :func:`check_crl`."""
+
+    start: float  # of its validity, Unix seconds
+    end: float
+    unknown_critical: str  # the OID of the first critical extension that we do not know; empty for none
+    room_below: float | None  # how many intermediates may stand under this CA; None: none, or may not sign certificates
+    signs_crls: bool
+
+
+def _check_extensions(facts: _Facts) -> None:
+    if oid := facts.unknown_critical:
+        raise VerificationFailed(f"certificate has unknown critical extension {oid}", code="critical_extension")
 
 
 @remembered
-def _room_below(certificate: x509.Certificate) -> float | None:
-    """How many intermediates may stand under this CA; None when it is none or may not sign certificates."""
-    _check_extensions(certificate)
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        return None
-    if not constraints.ca or not usage.key_cert_sign:
-        return None
-    return math.inf if constraints.path_length is None else constraints.path_length
-
-
-def _check_extensions(certificate: x509.Certificate) -> None:
-    unknown = _unknown_critical(certificate)
-    if unknown:
-        raise VerificationFailed(f"certificate has unknown critical extension {unknown}", code="critical_extension")
-
-
-@remembered
-def _unknown_critical(certificate: x509.Certificate) -> str:
-    """The OID of the first critical extension that we do not know; empty for none."""
-    unknown = (e.oid.dotted_string for e in certificate.extensions if e.critical and e.oid not in _UNDERSTOOD)
-    return next(unknown, "")
+def _facts(certificate: x509.Certificate) -> _Facts:
+    unknown = ""
+    values: dict[type[x509.ExtensionType], Any] = {}
+    for extension in certificate.extensions:
+        values[type(extension.value)] = extension.value
+        if extension.critical and extension.oid not in _UNDERSTOOD:
+            unknown = unknown or extension.oid.dotted_string
+    constraints, usage = values.get(x509.BasicConstraints), values.get(x509.KeyUsage)
+    room = None
+    if constraints and constraints.ca and usage and usage.key_cert_sign:
+        room = math.inf if constraints.path_length is None else constraints.path_length
+    return _Facts(
+        start=certificate.not_valid_before_utc.timestamp(),
+        end=certificate.not_valid_after_utc.timestamp(),
+        unknown_critical=unknown,
+        room_below=room,
+        signs_crls=usage is not None and usage.crl_sign,
+    )

@@ -1,8 +1,10 @@
 """What verification costs beside its bare signatures, and beside dcap-qvl. Simulated platforms: the sizes are real.
 
-"Known" is the second time that a chain, a set of collateral or an AK is met; "all new" begins with nothing remembered,
-and what was handed in is bytes (for SEV-SNP the VCEK: ASK and ARK are the library's own). Each bar is a line of the
-issue that asked for the library.
+"Known" is the second time that a chain, a set of collateral or an AK is met; "all new" begins with no certificate
+loaded and no signature known, and what was handed in is bytes. For SEV-SNP that is the VCEK: ASK and ARK are the
+library's own and were read before, but what the ASK signed and was signed by is verified again. The ARK's signature of
+itself is in the yardstick and not in the verification: the ARK is trusted because its hash is pinned, so a signature by
+its own key would prove nothing. Each bar is a line of the issue that asked for the library.
 """
 
 from __future__ import annotations

@@ -215,9 +215,32 @@ def test_what_is_remembered_is_forgotten_in_time() -> None:
         subject(one)
     subject(many[0])  # the table was full, so it has been asked for again
     assert len(asked) == MAX_REMEMBERED + 2
-    forget()
-    subject(many[0])
-    assert len(asked) == MAX_REMEMBERED + 3
+
+
+def test_what_is_forgotten() -> None:
+    """Certificates that were loaded, and what holds between two. What one says of itself cannot be of another."""
+    asked = []
+
+    @remembered
+    def subject(certificate: x509.Certificate) -> str:
+        asked.append(1)
+        return certificate.subject.rfc4514_string()
+
+    @remembered
+    def issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+        asked.append(2)
+        return certificate.issuer == issuer.subject
+
+    raw, root = _certificate("ak", "sub").public_bytes(Encoding.DER), _certificate("root", "root")
+    for times in (1, 2):
+        certificate = load_certificate(raw)
+        for _ in range(2):
+            assert subject(certificate) != subject(root)
+            assert not issued(certificate, root)
+            assert asked.count(2) == times
+            assert asked.count(1) == 1 + times
+        forget()
+        assert load_certificate(raw) is not certificate
 
 
 # -- revocation lists --------------------------------------------------------------------------------------------------

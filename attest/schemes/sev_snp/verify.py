@@ -48,11 +48,14 @@ ARK_SHA256 = {
 
 _P384_SHA384 = ec.ECDSA(hashes.SHA384())
 _OID = "1.3.6.1.4.1.3704.1."
-_PRODUCT_NAME, _HWID, _CSP_ID = _OID + "2", _OID + "4", _OID + "5"
-_SPL = {"bootloader": _OID + "3.1", "tee": _OID + "3.2", "snp": _OID + "3.3", "microcode": _OID + "3.8"}
-_SPL_FMC = _OID + "3.9"
+_PRODUCT_NAME, _HWID, _CSP_ID = (x509.ObjectIdentifier(_OID + arcs) for arcs in ("2", "4", "5"))
+_SPL = tuple(  # bootloader, tee, snp, microcode
+    x509.ObjectIdentifier(_OID + arcs) for arcs in ("3.1", "3.2", "3.3", "3.8")
+)
+_SPL_FMC = x509.ObjectIdentifier(_OID + "3.9")
 _LEAF_NAMES = {"vcek": "SEV-VCEK", "vlek": "SEV-VLEK"}
 _INTERMEDIATE_NAMES = {"vcek": "SEV-{}", "vlek": "SEV-VLEK-{}"}
+_Fields = Mapping[x509.ObjectIdentifier, bytes]
 
 
 class Root(msgspec.Struct, frozen=True):
@@ -120,7 +123,8 @@ def verify_report(
     report = parse_report(raw_report)
     leaf = _leaf(report, certificates)
     # 2. The product, by CPUID (version 2: by certificate), and the root that it must end in.
-    product = _product(report, leaf)
+    fields = _amd_extensions(leaf)
+    product = _product(report, fields)
     # 3. Chain: pinned ARK, then ASK for a VCEK or ASVK for a VLEK, then the leaf; validity now, revocation.
     trusted = amd_roots() if roots is None else roots
     root, candidates = _issuers(report, leaf, certificates, trusted.get(product, ()), product)
@@ -128,8 +132,8 @@ def verify_report(
     expires = min(verify_chain(leaf, candidates, (root.ark,), now), crl_end)
     # 4. The leaf is of this chip and this TCB.
     reported = tcb_of(report.reported_tcb, product)
-    _check_tcb(leaf, reported)
-    csp_id = _check_owner(report, _amd_extensions(leaf), masked_too=allow_masked_chip_id)
+    _check_tcb(fields, product, reported)
+    csp_id = _check_owner(report, fields, masked_too=allow_masked_chip_id)
     # 5. The report's signature.
     _check_signature(report, leaf)
     return VerifiedReport(
@@ -197,27 +201,22 @@ def _leaf(report: Report, certificates: Sequence[x509.Certificate]) -> x509.Cert
 
 
 @remembered
-def _amd_extensions(leaf: x509.Certificate) -> Mapping[str, bytes]:
+def _amd_extensions(leaf: x509.Certificate) -> _Fields:
     return {
-        extension.oid.dotted_string: extension.value.value
+        value.oid: value.value
         for extension in leaf.extensions
-        if isinstance(extension.value, x509.UnrecognizedExtension)
+        if isinstance(value := extension.value, x509.UnrecognizedExtension)
     }
 
 
-def _product(report: Report, leaf: x509.Certificate) -> str:
-    certified = _certified_product(leaf)
+def _product(report: Report, fields: _Fields) -> str:
+    certified = _ia5(fields, _PRODUCT_NAME).partition("-")[0]  # "Milan-B0" carries the stepping
     product = certified if report.version == 2 else product_of(report.cpuid)
     if product not in PRODUCTS:
         raise UnsupportedEvidence(f"unknown product {product or report.cpuid}", code="snp_product_unknown")
     if product != certified:
         raise VerificationFailed(f"a {product} report with a {certified} certificate", code="snp_product_mismatch")
     return product
-
-
-@remembered
-def _certified_product(leaf: x509.Certificate) -> str:
-    return _ia5(_amd_extensions(leaf), _PRODUCT_NAME).partition("-")[0]  # "Milan-B0" carries the stepping
 
 
 def _issuers(
@@ -244,7 +243,6 @@ def _stands_between(certificate: x509.Certificate, leaf: x509.Certificate, ark: 
     return named and _is_pss_sha384(leaf) and _is_pss_sha384(certificate)
 
 
-@remembered
 def _key(leaf: x509.Certificate) -> ec.EllipticCurvePublicKey:
     key = public_key(leaf)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
@@ -273,8 +271,10 @@ def _is_pss_sha384(certificate: x509.Certificate) -> bool:
     return pss and isinstance(certificate.signature_hash_algorithm, hashes.SHA384)
 
 
-def _check_tcb(leaf: x509.Certificate, reported: Tcb) -> None:
-    certified = _certified_tcb(leaf)
+def _check_tcb(fields: _Fields, product: str, reported: Tcb) -> None:
+    bootloader, tee, snp, microcode = (_integer(fields, oid) for oid in _SPL)
+    fmc = _integer(fields, _SPL_FMC) if product == "Turin" else None
+    certified = Tcb(bootloader, tee, snp, microcode, fmc)
     if certified != reported:
         names = Tcb.__struct_fields__
         name = next(name for name in names if getattr(reported, name) != getattr(certified, name))
@@ -282,14 +282,7 @@ def _check_tcb(leaf: x509.Certificate, reported: Tcb) -> None:
         raise VerificationFailed(f"{name} is {level} in the report, {there} in the leaf", code=f"spl_{name}")
 
 
-@remembered
-def _certified_tcb(leaf: x509.Certificate) -> Tcb:
-    fields = _amd_extensions(leaf)
-    fmc = _integer(fields, _SPL_FMC) if _certified_product(leaf) == "Turin" else None
-    return Tcb(**{name: _integer(fields, oid) for name, oid in _SPL.items()}, fmc=fmc)
-
-
-def _check_owner(report: Report, fields: Mapping[str, bytes], *, masked_too: bool) -> str:
+def _check_owner(report: Report, fields: _Fields, *, masked_too: bool) -> str:
     """VCEK: its hardware id is the report's chip. VLEK: it names a cloud provider and no chip. Gives the provider."""
     if report.signing_key == "vlek":
         if _HWID in fields:
@@ -316,18 +309,18 @@ def _check_signature(report: Report, leaf: x509.Certificate) -> None:
         raise VerificationFailed("the report's signature does not verify", code="signature") from None
 
 
-def _integer(fields: Mapping[str, bytes], oid: str) -> int:
+def _integer(fields: _Fields, oid: x509.ObjectIdentifier) -> int:
     """A DER INTEGER from 0 to 255."""
     value = fields.get(oid, b"")
     if len(value) == 3 and value[:2] == b"\x02\x01" and value[2] < 0x80:
         return value[2]
     if len(value) == 4 and value[:3] == b"\x02\x02\x00" and value[3] >= 0x80:
         return value[3]
-    raise VerificationFailed(f"leaf extension {oid} is not a small INTEGER", code="leaf_extensions")
+    raise VerificationFailed(f"leaf extension {oid.dotted_string} is not a small INTEGER", code="leaf_extensions")
 
 
-def _ia5(fields: Mapping[str, bytes], oid: str) -> str:
+def _ia5(fields: _Fields, oid: x509.ObjectIdentifier) -> str:
     value = fields.get(oid, b"")
     if len(value) > 2 and value[0] == 0x16 and value[1] == len(value) - 2 < 0x80 and value[2:].isascii():
         return value[2:].decode("ascii")
-    raise VerificationFailed(f"leaf extension {oid} is not an IA5String", code="leaf_extensions")
+    raise VerificationFailed(f"leaf extension {oid.dotted_string} is not an IA5String", code="leaf_extensions")
