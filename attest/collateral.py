@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 from cryptography import x509
 
-from attest.chain import load_certificates, load_chain, load_crl
+from attest.chain import MAX_CHAIN_BYTES, load_certificates, load_chain, load_crl
 from attest.der import INTEGER, der_items
 from attest.errors import MalformedEvidence
 
@@ -179,6 +179,8 @@ def thim_chain(raw: bytes) -> bytes:
 
     Raises MalformedEvidence. Nothing is verified.
     """
+    if len(raw) > MAX_CHAIN_BYTES:
+        raise MalformedEvidence(f"THIM: {len(raw)} bytes are above {MAX_CHAIN_BYTES}", code="oversize")
     try:
         answer = msgspec.json.decode(raw, type=_Thim)
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key, load_pem_public_key
 
-from attest.chain import load_certificates
+from attest.chain import MAX_CHAIN_BYTES, load_certificates
 from attest.collateral import Endorsements, sort_endorsements
 from attest.errors import AttestError, MalformedEvidence
 from attest.schemes.azure.verify import load_padded_certificate
@@ -20,6 +20,7 @@ from attest.schemes.vtpm.verify import AkKey, load_ak
 __all__ = ["parse_ak", "parse_pcrs", "parse_tpm_signature", "quoted_pcrs", "sorted_endorsements"]
 
 MAX_PCRS_BYTES = 1 << 20
+MAX_KEY_BYTES = MAX_CHAIN_BYTES  # the largest form is a certificate, with others behind it
 _BANKS = {name: alg for alg, name in BANK_NAMES.items()}
 
 
@@ -32,6 +33,8 @@ def parse_ak(raw: bytes) -> tuple[AkKey, bytes]:
         return load_ak(raw)[1], raw
     if len(raw) > 2 and int.from_bytes(raw[:2], "big") == len(raw) - 2:
         return load_ak(raw[2:])[1], raw[2:]
+    if len(raw) > MAX_KEY_BYTES:
+        raise MalformedEvidence(f"AK of {len(raw)} bytes is above {MAX_KEY_BYTES}", code="oversize")
     key = _bare_key(raw)
     if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
         raise MalformedEvidence("AK: neither RSA nor EC")

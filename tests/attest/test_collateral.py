@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from attest.chain import MAX_CHAIN_BYTES
 from attest.collateral import (
     MAX_COLLATERAL_BYTES,
     parse_collateral,
@@ -98,3 +99,7 @@ def test_thim() -> None:
     for raw in (b"", b"{}", b"[" * 100_000):
         with pytest.raises(MalformedEvidence):
             thim_chain(raw)
+    assert thim_chain(THIM.ljust(MAX_CHAIN_BYTES)) == thim_chain(THIM)
+    with pytest.raises(MalformedEvidence) as caught:
+        thim_chain(THIM.ljust(MAX_CHAIN_BYTES + 1))
+    assert caught.value.code == "oversize"

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attest.errors import AttestError, MalformedEvidence
-from attest.forms import parse_ak, parse_pcrs, parse_tpm_signature, quoted_pcrs, sorted_endorsements
+from attest.forms import MAX_KEY_BYTES, parse_ak, parse_pcrs, parse_tpm_signature, quoted_pcrs, sorted_endorsements
 from attest.schemes.vtpm.abi import Alg, decode_quote_part
 from attest.testkit.pki import ca_certificate
 from attest.testkit.tokens import certificate, fixed_key
@@ -37,6 +37,10 @@ def test_aks_that_are_none() -> None:
     for raw in (b"", b"x", b"-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----\n", pem, TPM.public()[:-1]):
         with pytest.raises(MalformedEvidence):
             parse_ak(raw)
+    for start in (b"-----BEGIN PUBLIC KEY-----\n", b"-----BEGIN CERTIFICATE-----\n", b"\x30"):
+        with pytest.raises(MalformedEvidence) as too_large:
+            parse_ak(start.ljust(MAX_KEY_BYTES + 1))
+        assert too_large.value.code == "oversize"
     with pytest.raises(AttestError) as caught:
         parse_ak(TPM.public(attributes=0))
     assert caught.value.code == "ak_attributes"

@@ -36,6 +36,8 @@ BOUNDS: dict[str, tuple[int, Callable[[bytes], object], bytes]] = {
     "launch endorsement": (endorsement.MAX_ENDORSEMENT_BYTES, endorsement.read_unverified, b"\x0a"),
     "attestation of go-tpm-tools": (attestation.MAX_ATTESTATION_BYTES, attestation.parse_attestation, b"\x0a"),
     "CoRIM": (cose.MAX_BYTES, cose.cbor_read, b"\xd2"),
+    "answer of Azure's THIM": (chain.MAX_CHAIN_BYTES, collateral.thim_chain, b"{}"),
+    "AK as a bare key": (forms.MAX_KEY_BYTES, forms.parse_ak, b"-----BEGIN PUBLIC KEY-----"),
     "PCR values as JSON": (forms.MAX_PCRS_BYTES, forms.parse_pcrs, b"{}"),
 }
 

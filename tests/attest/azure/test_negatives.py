@@ -27,11 +27,12 @@ from attest.testkit.intel import collateral
 from attest.testkit.pki import simulated_roots
 from attest.testkit.snp import SnpPlatform
 from attest.testkit.tdx import TdxPlatform
-from attest.testkit.tokens import MAA_ISSUER, certificate, fixed_key, jwk, jwks, maa_claims, sign
+from attest.testkit.tokens import MAA_ISSUER, certificate, fixed_key, jwks, maa_claims, sign
 from attest.testkit.tpm import SoftwareTpm
 from attest.verifier import Verifier
 
 from ..conftest import CLAIMS, NOW
+from ..token_cases import of_any_token
 
 pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length must be")
 
@@ -223,7 +224,6 @@ TD_POLICY = parse_policy(
 )
 T, S = "x-ms-isolation-tee/", "x-ms-isolation-tee/x-ms-sevsnpvm-"
 PAYLOAD = "x-ms-runtime/client-payload"
-WEAK = fixed_key("weak")
 
 
 def _claims(kind: str = "azurevm", /, **changes: Any) -> dict[str, Any]:
@@ -238,29 +238,11 @@ def _changed(kind: str = "azurevm", /, **changes: Any) -> Case:
     return _token(sign(_claims(kind, **changes)), policy=TD_POLICY if kind == "tdxvm" else MAA_POLICY)
 
 
-GOOD_TOKEN = sign(_claims())
-HEAD, _, SIGNATURE = GOOD_TOKEN.split(b".")
-FLIPPED = b".".join((HEAD, sign(_claims(secureboot=False)).split(b".")[1], SIGNATURE))
-
 TOKENS: dict[str, tuple[Case, str]] = {
-    "alg none": (_token(sign(_claims(), alg="none", signature=b"")), "token_alg"),
-    "alg HS256 with RSA key": (_token(sign(_claims(), alg="HS256", signature=bytes(32))), "token_alg"),
-    "alg RS384": (_token(sign(_claims(), alg="RS384")), "token_alg"),
-    "kid unknown": (_token(sign(_claims(), kid="k2")), "kid_unknown"),
-    "kid duplicate": (_token(GOOD_TOKEN, jwks(jwk(), jwk(OTHER))), "kid_ambiguous"),
-    "signed by another key": (_token(sign(_claims(), OTHER)), "signature"),
-    "payload flip": (_token(FLIPPED), "signature"),
-    "jku to attacker": (_token(sign(_claims(), jku="https://evil.example/certs")), "jku_foreign"),
+    **of_any_token(_claims, _token, issuer=MAA_ISSUER, now=NOW, lifetime_s=28_800),
     "jku with the issuer as a prefix": (_token(sign(_claims(), jku=MAA_ISSUER + ".evil/certs")), "jku_foreign"),
-    "expired": (_changed(nbf=NOW - 28_800, exp=NOW), "token_expired"),
-    "nbf future": (_changed(nbf=NOW + 1), "token_not_yet_valid"),
-    "huge exp": (_changed(exp=253_402_300_799), "token_lifetime"),
-    "iss suffix trick": (_changed(iss=MAA_ISSUER + ".evil"), "issuer"),
-    "iss absent": (_changed(iss=None), "issuer"),
     "nonce absent": (_changed(**{PAYLOAD + "/nonce": None}), "nonce_mismatch"),
     "nonce of another": (_changed(**{PAYLOAD + "/nonce": "AAAA"}), "nonce_mismatch"),
-    "1024-bit RSA key": (_token(sign(_claims(), WEAK), jwks(jwk(WEAK))), "key_strength"),
-    "oversize": (_token(b"a" * 70_000), "oversize"),
     "attestation type unknown": (_changed(**{"x-ms-attestation-type": "sgx"}), "maa_type"),
     "compliance-status missing": (_changed(**{T + "x-ms-compliance-status": None}), "compliance"),
     "compliance-status other": (_changed(**{T + "x-ms-compliance-status": "none"}), "compliance"),
@@ -283,7 +265,7 @@ TOKENS: dict[str, tuple[Case, str]] = {
 
 
 def test_nothing_wrong_with_the_tokens() -> None:
-    for case in (_token(GOOD_TOKEN), _changed("tdxvm")):
+    for case in (_changed(), _changed("tdxvm")):
         assert judge(case).reason == "ok", judge(case)
 
 

@@ -19,9 +19,11 @@ from attest.schemes.gcp.endorsement import (
     pinned_root,
     verify_endorsement,
 )
-from attest.schemes.gcp.token import verify_pki_token
+from attest.schemes.gcp.token import ISSUER, verify_pki_token
 from attest.testkit.gcp import endorsement, field, golden, instance_certificate, root, signer_certificate
 from attest.testkit.tokens import certificate, fixed_key, jwk, jwks, sign, space_claims, x5c
+
+from ..token_cases import of_any_token
 
 NOW = 1_800_000_000.0
 NONCE = b"0123456789abcdef"
@@ -48,34 +50,17 @@ def _changed(**changes: Any) -> Case:
     return _token(sign(_claims(**changes)))
 
 
-GOOD = sign(_claims())
-HEAD, _, SIGNATURE = GOOD.split(b".")
-FLIPPED = b".".join((HEAD, sign(_claims(secboot=False)).split(b".")[1], SIGNATURE))
 CONTAINER, GCE, SPACE = "submods/container/", "submods/gce/", "submods/confidential_space/"
 
 TOKENS: dict[str, tuple[Case, str]] = {
-    "alg none": (_token(sign(_claims(), alg="none", signature=b"")), "token_alg"),
-    "alg HS256 with RSA key": (_token(sign(_claims(), alg="HS256", signature=bytes(32))), "token_alg"),
-    "alg RS384": (_token(sign(_claims(), alg="RS384")), "token_alg"),
-    "kid unknown": (_token(sign(_claims(), kid="k2")), "kid_unknown"),
-    "kid duplicate": (_token(GOOD, jwks(jwk(), jwk(OTHER))), "kid_ambiguous"),
-    "signed by another key": (_token(sign(_claims(), OTHER)), "signature"),
-    "payload flip": (_token(FLIPPED), "signature"),
-    "jku to attacker": (_token(sign(_claims(), jku="https://evil.example/jwks")), "jku_foreign"),
+    **of_any_token(_claims, _token, issuer=ISSUER, now=NOW, lifetime_s=3600),
     "jwk of the attacker": (_token(sign(_claims(), jwk=jwk(OTHER))), "jku_foreign"),
-    "expired": (_changed(nbf=NOW - 3600, exp=NOW), "token_expired"),
-    "nbf future": (_changed(nbf=NOW + 1), "token_not_yet_valid"),
-    "huge exp": (_changed(exp=253_402_300_799), "token_lifetime"),
-    "iss suffix trick": (_changed(iss="https://confidentialcomputing.googleapis.com.evil"), "issuer"),
-    "iss absent": (_changed(iss=None), "issuer"),
     "aud wrong": (_changed(aud="https://other.example"), "audience"),
     "aud list": (_changed(aud=[AUDIENCE]), "audience"),
     "aud absent": (_changed(aud=None), "audience"),
     "nonce absent": (_changed(eat_nonce=None), "nonce_mismatch"),
     "nonce of another": (_changed(eat_nonce=NONCE[::-1].decode()), "nonce_mismatch"),
     "nonce prefix": (_changed(eat_nonce=NONCE[:-1].decode()), "nonce_mismatch"),
-    "1024-bit RSA key": (_token(sign(_claims(), WEAK), jwks(jwk(WEAK))), "key_strength"),
-    "oversize": (_token(b"a" * 70_000), "oversize"),
     "debug enabled": (_changed(dbgstat="enabled"), "debug"),
     "debug absent": (_changed(dbgstat=None), "debug"),
     "swname other": (_changed(swname="GCE"), "swname"),
@@ -101,7 +86,7 @@ def _reason(call: Callable[[], object]) -> str:
 
 
 def test_nothing_wrong_with_the_token() -> None:
-    assert judge(_token(GOOD)).reason == "ok"
+    assert judge(_changed()).reason == "ok"
 
 
 @pytest.mark.parametrize("name", TOKENS)
