@@ -5,14 +5,22 @@ from __future__ import annotations
 import msgspec
 
 from attest.errors import VerificationFailed
-from attest.eventlog import EventLog, parse_event_log, prove, replay, secure_boot, separators
+from attest.eventlog import (
+    EV_EFI_VARIABLE_BOOT,
+    EventLog,
+    parse_event_log,
+    prove,
+    replay,
+    secure_boot,
+    separators,
+)
 from attest.schemes.vtpm.abi import BANK_NAMES
 from attest.schemes.vtpm.verify import VerifiedQuote
 
 __all__ = ["VerifiedLog", "verify_event_log"]
 
 _FIRMWARE_PCRS = range(8)
-_SECURE_BOOT_PCR = 7
+_BOOT_VARIABLES_PCR, _SECURE_BOOT_PCR = 1, 7
 _PREFERRED = ("sha512", "sha384", "sha256", "sha1")
 
 
@@ -57,8 +65,16 @@ def verify_event_log(raw_log: bytes, quote: VerifiedQuote) -> VerifiedLog:
     quoted = quote.pcrs[bank]
     covered = tuple(sorted(replay(log, alg).keys() & quoted.keys()))
     proven = prove(log, alg, {index: bytes.fromhex(quoted[index]) for index in covered}, "PCR {}".format)
-    counts = {index: len(separators(proven, index, alg)) for index in covered if index in _FIRMWARE_PCRS}
+    counts = {index: _separators(proven, index, alg) for index in covered if index in _FIRMWARE_PCRS}
     twice = [index for index, count in counts.items() if count > 1]
     if twice:
         raise VerificationFailed(f"PCR {twice} has more than one separator", code="event_log_separator")
     return VerifiedLog(proven, bank, covered, tuple(index for index, count in counts.items() if not count))
+
+
+def _separators(proven: EventLog, index: int, alg: int) -> int:
+    """How many a PCR has. In PCR 1, the boot order 1, 0 is no separator: firmware hashes its two numbers alone, which
+    are the bytes of a separator after an error.
+    """
+    found = [proven.events[position] for position in separators(proven, index, alg)]
+    return sum(index != _BOOT_VARIABLES_PCR or event.type != EV_EFI_VARIABLE_BOOT for event in found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from attest.errors import AttestError
@@ -46,6 +48,29 @@ def test_data_that_describes_is_not_compared() -> None:
 def test_a_missing_separator_is_a_rules_matter() -> None:
     log = agile_log([item for item in GOOD_BOOT if item[:2] != (3, 4)] + [(3, 13, b"x")])
     assert _verified(log, log).unseparated == (3,)
+
+
+BOOT_ORDER = (0x80000002, b"\x01\x00\x00\x00")  # 1, 0: firmware hashes the two numbers alone
+
+
+def test_a_boot_order_that_looks_like_a_separator_is_none() -> None:
+    log = agile_log([*GOOD_BOOT, (1, *BOOT_ORDER)])
+    assert not _verified(log, log).unseparated
+    without = agile_log([*(item for item in GOOD_BOOT if item[:2] != (1, 4)), (1, *BOOT_ORDER)])
+    assert _verified(without, without).unseparated == (1,)
+
+
+@pytest.mark.parametrize("index, kind", [(3, BOOT_ORDER[0]), (7, BOOT_ORDER[0]), (1, 13), (1, 4)])
+def test_elsewhere_and_by_another_type_it_is_one(index: int, kind: int) -> None:
+    log = agile_log([*GOOD_BOOT, (index, kind, BOOT_ORDER[1])])
+    with pytest.raises(AttestError) as caught:
+        _verified(log, log)
+    assert caught.value.code == "event_log_separator"
+
+
+def test_a_real_log_with_that_boot_order(vectors: Path) -> None:
+    log = (vectors / "vtpm" / "eventlogs" / "eventlogwithsp800155.bin").read_bytes()
+    assert _verified(log, log).covered == tuple(range(8))
 
 
 @pytest.mark.parametrize(
