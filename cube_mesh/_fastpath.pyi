@@ -1,10 +1,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Self, final
+from typing import Any, Self, TypeVar, final
 
 from typing_extensions import Buffer
 
 from cube_mesh.bodies import IncomingBody, UsageTail
+from cube_mesh.deadlines import Mortal
 from cube_mesh.errors import CubeMeshError
 from cube_mesh.forwarded import Trust
 from cube_mesh.message import Response
@@ -25,6 +26,8 @@ from cube_mesh.ports import (
     Transport,
 )
 from cube_mesh.upstream import Handler, UpstreamConnection
+
+_M = TypeVar("_M", bound=Mortal)
 
 FRAMING_NONE: int
 FRAMING_LENGTH: int
@@ -327,6 +330,7 @@ class ServiceCore:
     draining: bool
     max_head: int
     max_fields: int
+    head_s: float
     total_s: float
     idle_s: float
 
@@ -404,3 +408,5 @@ class DownstreamCore:
     def _end(self, exchange: Exchange, outcome: str, out: bytes | None, *, cut: bool = ...) -> None: ...
     def _forget(self) -> None: ...
     def _release(self, out: bytes | None, *, cut: bool) -> None: ...
+
+def overdue(members: set[_M], now: float) -> list[_M]: ...

@@ -194,10 +194,7 @@ class Downstream(DownstreamCore, asyncio.Protocol):
                 return
         exchange = self._exchange
         if exchange is None and not self._write_paused:
-            if self._pending:
-                data = self._pending + data
-                self._pending = b""
-            self._read_head(data)
+            self.data_received(data)
         elif self._read_body is not None:
             self._read_body(data, 0)
         elif exchange is None or exchange.body_at or exchange.ended_at:
@@ -235,12 +232,6 @@ class Downstream(DownstreamCore, asyncio.Protocol):
         if self._reading_paused and not self._gone:
             self._reading_paused = False
             self.transport.resume_reading()
-
-    def _wait_for_head(self, data: bytes) -> None:
-        self._pending = data
-        if not self._head_started and data:
-            self._head_started = True
-            self.deadline = perf_counter() + self._service.timeouts.head_s
 
     def _stopped(
         self, exchange: Exchange, verdict: Response | Awaitable[Response | None], data: bytes, pos: int

@@ -10,6 +10,8 @@ import asyncio
 from time import perf_counter
 from typing import Protocol
 
+from cube_mesh._fastpath import overdue
+
 SWEEP_S = 0.1
 _AT_ONCE = 4  # ended before others get their turn: a thousand that came together are over together
 NEVER = float("inf")
@@ -45,8 +47,7 @@ class Sweeper:
             self._timer.cancel()
 
     def _sweep(self) -> None:
-        now = perf_counter()
-        self._over = [m for m in self._members if m.deadline < now]
+        self._over = overdue(self._members, perf_counter())
         self._end_some()
 
     def _end_some(self) -> None:

@@ -65,7 +65,7 @@ class Service(ServiceCore):
         self.connections: set[Served] = set()
         self.draining = False
         self.max_head, self.max_fields = limits.max_head_bytes, limits.max_fields
-        self.total_s, self.idle_s = timeouts.total_s, timeouts.idle_s
+        self.head_s, self.total_s, self.idle_s = timeouts.head_s, timeouts.total_s, timeouts.idle_s
 
     @property
     def in_flight(self) -> int:

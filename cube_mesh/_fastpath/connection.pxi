@@ -28,6 +28,7 @@ cdef class ServiceCore:
     cdef public bint draining
     cdef public Py_ssize_t max_head
     cdef public int max_fields
+    cdef public double head_s
     cdef public double total_s
     cdef public double idle_s
 
@@ -249,8 +250,10 @@ cdef class DownstreamCore:
     # -- bytes in
 
     def data_received(self, bytes data not None):
-        if (self._exchange is None and not self._lingering and self._skip == 0 and not self._write_paused
-                and PyBytes_GET_SIZE(self._pending) == 0):
+        if self._exchange is None and not self._lingering and self._skip == 0 and not self._write_paused:
+            if PyBytes_GET_SIZE(self._pending):
+                data = self._pending + data
+                self._pending = b""
             self._head(data)
         else:
             self._received(data)
@@ -272,7 +275,10 @@ cdef class DownstreamCore:
             self._reject(error)
             return 0
         if head is None:
-            self._wait_for_head(data)
+            self._pending = data
+            if not self._head_started and PyBytes_GET_SIZE(data):
+                self._head_started = True
+                self.deadline = _clock(CLOCK_MONOTONIC) + service.head_s
             return 0
         self._head_started = False
         local = service.local.get(head.path)
@@ -492,3 +498,19 @@ cdef class Ending:
         else:
             self._down._not_audited(self._exchange, error)
         return 0
+
+
+def overdue(set members not None, double now):
+    """Those whose ``deadline`` lies before ``now``."""
+    cdef list found = []
+    cdef double deadline
+    for member in members:
+        if isinstance(member, DownstreamCore):
+            deadline = (<DownstreamCore>member).deadline
+        elif isinstance(member, UpstreamCore):
+            deadline = (<UpstreamCore>member).deadline
+        else:
+            deadline = member.deadline
+        if deadline < now:
+            found.append(member)
+    return found
