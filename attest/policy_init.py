@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
-from attest.errors import AttestError, MalformedEvidence
+from attest.errors import AttestError, MalformedEvidence, UnsupportedEvidence
 from attest.evidence import HARDWARE, TOKEN, TPM_QUOTE, decode_evidence
 from attest.jws import parse_token, payload_for_display
 from attest.policy import parse_policy
 from attest.schemes.azure.abi import parse_claims, parse_hcl
 from attest.schemes.sev_snp.abi import Report, parse_report, product_of, tcb_of
 from attest.schemes.tdx.abi import TdReport, parse_quote, parse_tdreport
+from attest.schemes.tdx.eventlog import explained, verify_event_log
 from attest.schemes.vtpm.abi import BANK_NAMES, decode_quote_part
 from attest.schemes.vtpm.verify import ak_name
 from attest.tomltext import toml_text
@@ -35,9 +36,12 @@ class Draft(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
-def draft_policy(raw: bytes, policy_id: str) -> Draft:
+def draft_policy(raw: bytes, policy_id: str, event_log: bytes | None = None) -> Draft:
     """From a report, quote, HCL report, token or collection. MalformedEvidence ("unknown_format") for anything else;
     PolicyFormatError for an id that is none.
+
+    ``event_log``: the CCEL beside a TDX quote; then rules ask for one. UnsupportedEvidence beside anything else,
+    VerificationFailed when it does not belong to the quote.
     """
     for name, read in _READERS:
         notes: list[str] = []
@@ -45,6 +49,10 @@ def draft_policy(raw: bytes, policy_id: str) -> Draft:
             tables = read(raw, notes)
         except (AttestError, UnicodeDecodeError):
             continue
+        if event_log is not None and name != "tdx":
+            raise UnsupportedEvidence("an event log is looked at beside a TDX quote only", code="part_unknown")
+        if event_log is not None:
+            tables["tdx"][0].update(_log_rules(parse_quote(raw).report, event_log, notes))
         return _draft(name, tables, notes, policy_id)
     raise MalformedEvidence("no report, quote, HCL report, token or collection", code="unknown_format")
 
@@ -120,6 +128,17 @@ def _td_tables(report: TdReport) -> tuple[dict[str, Any], dict[str, Any]]:
     values: dict[str, Any] = {name: [getattr(report, name).hex()] for name in names}
     values["rtmr_values"] = {str(n): [getattr(report, f"rtmr{n}").hex()] for n in range(4)}
     return {"min_tee_tcb_svn": report.tee_tcb_svn.hex(), "rtmrs": [0, 1, 2, 3]}, values
+
+
+def _log_rules(report: TdReport, event_log: bytes, notes: list[str]) -> dict[str, Any]:
+    rtmrs = explained(event_log, report)
+    log = verify_event_log(event_log, report, rtmrs)
+    notes += [f"RTMR{n} was measured on when the log had ended" for n in range(4) if n not in rtmrs]
+    if not log.secure_boot:
+        notes.append("the log does not show secure boot: it is not asked for")
+    rules: dict[str, Any] = {"event_log_rtmrs": list(rtmrs), "require_event_log": True}
+    rules |= {"require_secure_boot": True} if log.secure_boot else {}
+    return rules | ({"require_exit_boot_services": True} if 1 in rtmrs and log.exited_boot_services else {})
 
 
 def _hcl(raw: bytes, notes: list[str]) -> Tables:

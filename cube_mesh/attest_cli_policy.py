@@ -60,13 +60,16 @@ def policy_init(
     endorsements: Annotated[
         list[Path] | None, typer.Option("--endorsements", help="sev-snp, tdx: verify with these first. Repeatable.")
     ] = None,
+    event_log: Annotated[
+        Path | None, typer.Option("--event-log", help="tdx: CCEL; then the policy asks for one.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Write a strict policy from a report, quote, HCL report, token or collection, verified only by endorsements."""
     from attest.policy_init import draft_policy
 
     raw = read_file(file)
     with _errors():
-        draft = draft_policy(raw, policy_id)
+        draft = draft_policy(raw, policy_id, None if event_log is None else read_file(event_log))
     if endorsements:
         _verify(draft.format, raw, tuple(read_file(path) for path in endorsements))
     print(draft.text, end="")

@@ -201,6 +201,18 @@ def test_collect_through_configfs(scheme: str, provider: str, respond: Any, tmp_
     assert _run("policy", "init", "--from", text.splitlines()[0])[0] == 0
 
 
+def test_init_with_an_event_log(tmp_path: Path) -> None:
+    (tmp_path / "quote").write_bytes(TdxPlatform(b"init", event_log=ccel()).quote(bytes(64)))
+    (tmp_path / "CCEL").write_bytes(ccel())
+    code, text, _ = _run("policy", "init", "--from", tmp_path / "quote", "--event-log", tmp_path / "CCEL")
+    (tmp_path / "p.toml").write_text(text)
+    assert code == 0 and "require_secure_boot = true" in text
+    assert _run("policy", "check", tmp_path / "p.toml")[0] == 0
+    (tmp_path / "quote").write_bytes(TDX.quote(bytes(64)))
+    code, _, remarks = _run("policy", "init", "--from", tmp_path / "quote", "--event-log", tmp_path / "CCEL")
+    assert code == 1 and "event_log_empty" in remarks
+
+
 def test_collect_takes_the_event_log_along(tmp_path: Path) -> None:
     (tmp_path / "CCEL").write_bytes(ccel())
     given = ("--out", tmp_path / "o", "--nonce", NONCE.hex(), "--event-log", tmp_path / "CCEL")

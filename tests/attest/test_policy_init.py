@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from attest.attester import evidence_for
-from attest.errors import MalformedEvidence, PolicyFormatError
+from attest.errors import AttestError, MalformedEvidence, PolicyFormatError
 from attest.evidence import AZURE_HCL_TYPE, HARDWARE, TOKEN, TOKEN_TYPE, TPM_QUOTE, Part
 from attest.policy import parse_policy
 from attest.policy_init import Draft, draft_policy
 from attest.testkit.azure import hcl_report, runtime_claims
+from attest.testkit.eventlog import GOOD_TD_BOOT, agile_log, ccel
 from attest.testkit.snp import SnpPlatform
 from attest.testkit.tdx import TdxPlatform
 from attest.testkit.tokens import maa_claims, sign, space_claims
@@ -142,3 +143,42 @@ def test_what_gives_no_policy(case: str) -> None:
 def test_an_id_that_is_none() -> None:
     with pytest.raises(PolicyFormatError):
         draft_policy(SPACE, "not an id")
+
+
+BOOT_ON, BOOT_OFF = ccel(), ccel([event for event in GOOD_TD_BOOT if event[1] not in (0x80000001, 0x80000007)])
+
+
+@pytest.mark.parametrize(
+    ("log", "changed", "rules", "note"),
+    [
+        (BOOT_ON, {}, (0, 1, 2, 3, "secure_boot", "exit_boot_services"), ""),
+        (BOOT_OFF, {}, (0, 1, 2, 3), "does not show secure boot"),
+        (BOOT_ON, {"rtmr2": b"\x01" * 48}, (0, 1, 3, "secure_boot", "exit_boot_services"), "RTMR2 was measured on"),
+        (BOOT_ON, {"rtmr1": b"\x01" * 48}, (0, 2, 3, "secure_boot"), "RTMR1 was measured on"),
+        (BOOT_ON, {"rtmr0": b"\x01" * 48}, (1, 2, 3, "exit_boot_services"), "RTMR0 was measured on"),
+    ],
+)
+def test_a_trust_domains_log_is_asked_for(log: bytes, changed: dict[str, Any], rules: Any, note: str) -> None:
+    draft = draft_policy(TdxPlatform(b"draft", event_log=log).quote(bytes(64), **changed), "d", log)
+    tdx = parse_policy(draft.text).tdx
+    assert tdx is not None and tdx.require_event_log and tdx.rtmrs == (0, 1, 2, 3)
+    assert tdx.event_log_rtmrs == tuple(n for n in rules if isinstance(n, int))
+    assert tdx.require_secure_boot == ("secure_boot" in rules)
+    assert tdx.require_exit_boot_services == ("exit_boot_services" in rules)
+    assert note in "\n".join(draft.notes)
+
+
+@pytest.mark.parametrize(
+    ("raw", "log", "code"),
+    [
+        (TDX.quote(bytes(64)), BOOT_ON, "event_log_empty"),  # of another machine: no RTMR comes of it
+        (TDX.quote(bytes(64)), agile_log(GOOD_TD_BOOT), "event_log_bank"),
+        (TDX.quote(bytes(64)), BOOT_ON[:700], "event_log_truncated"),
+        (TDX.quote(bytes(64)), b"", "event_log_truncated"),
+        (SNP.report(bytes(64)), BOOT_ON, "part_unknown"),
+    ],
+)
+def test_a_log_that_does_not_belong_to_it(raw: bytes, log: bytes, code: str) -> None:
+    with pytest.raises(AttestError) as caught:
+        draft_policy(raw, "d", log)
+    assert caught.value.code == code

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 import msgspec
 
 from attest.errors import VerificationFailed
-from attest.eventlog import SHA384, EventLog, exited_boot_services, parse_event_log, prove, secure_boot
+from attest.eventlog import SHA384, EventLog, exited_boot_services, parse_event_log, prove, replay, secure_boot
 from attest.schemes.tdx.abi import TdReport
 
-__all__ = ["VerifiedLog", "verify_event_log"]
+__all__ = ["VerifiedLog", "explained", "verify_event_log"]
 
 _FIRST = 1  # the register that RTMR0 is
 _VARIABLES = _FIRST  # where firmware measures SecureBoot
@@ -55,9 +55,20 @@ def verify_event_log(raw_log: bytes, report: TdReport, rtmrs: Iterable[int]) -> 
     ``event_log_replay`` or ``event_log_data``. Not checked: which events are wanted (``appraise``), events of other
     registers, which count for nothing.
     """
-    log = parse_event_log(raw_log)
-    if SHA384 not in log.algorithms:
-        raise VerificationFailed("the event log has no SHA-384, which RTMRs are extended by", code="event_log_bank")
+    log = _parsed(raw_log)
     wanted = tuple(sorted(rtmrs))
     quoted = {rtmr + _FIRST: getattr(report, f"rtmr{rtmr}") for rtmr in wanted}
     return VerifiedLog(prove(log, SHA384, quoted, lambda index: f"RTMR{index - _FIRST}"), wanted)
+
+
+def explained(raw_log: bytes, report: TdReport) -> tuple[int, ...]:
+    """The RTMRs (0 to 3) that a log gives: those of which a policy can ask it. Raises as :func:`verify_event_log`."""
+    values = replay(_parsed(raw_log), SHA384)
+    return tuple(n for n in range(4) if values.get(n + _FIRST, bytes(48)) == getattr(report, f"rtmr{n}"))
+
+
+def _parsed(raw_log: bytes) -> EventLog:
+    log = parse_event_log(raw_log)
+    if SHA384 not in log.algorithms:
+        raise VerificationFailed("the event log has no SHA-384, which RTMRs are extended by", code="event_log_bank")
+    return log

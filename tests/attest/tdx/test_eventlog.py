@@ -13,7 +13,7 @@ from attest.errors import VerificationFailed
 from attest.eventlog import SHA384, EventLog, parse_event_log
 from attest.schemes.tdx.abi import TdReport, parse_quote
 from attest.schemes.tdx.appraise import ReferenceValues, Rules, appraise_quote, log_claims_of
-from attest.schemes.tdx.eventlog import VerifiedLog, verify_event_log
+from attest.schemes.tdx.eventlog import VerifiedLog, explained, verify_event_log
 from attest.testkit.eventlog import GOOD_TD_BOOT, ccel
 from attest.testkit.tdx import TdxPlatform
 
@@ -108,6 +108,7 @@ def test_real_logs_replay_to_real_quotes(vectors: Path, name: str) -> None:
         with pytest.raises(VerificationFailed) as caught:
             verify_event_log(raw, replace(report, **{f"rtmr{rtmr}": b"\x01" * 48}), rtmrs)
         assert caught.value.code == "event_log_replay"
+    assert explained(raw, report) == rtmrs
     if rtmrs != ALL:
         with pytest.raises(VerificationFailed, match="does not replay to RTMR2$"):
             verify_event_log(raw, report, ALL)
