@@ -10,9 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.binding import Expected, Phase, Role
-from attest.errors import AppraisalFailed, CollectionFailed, VerificationFailed
+from attest.errors import AppraisalFailed, AttestError, CollectionFailed, VerificationFailed
 from attest.evidence import HARDWARE, TOKEN, Part
-from attest.policy import first_report_policy
+from attest.policy import first_report_policy, parse_policy
+from attest.testkit.eventlog import ccel
 from attest.testkit.intel import collateral
 from attest.testkit.snp import SnpPlatform
 from attest.testkit.tdx import TdxPlatform
@@ -47,6 +48,32 @@ async def passport(one: Keeper) -> tuple[bytes, Expected, float]:
         return passport_of(parse_peer_leaf(leaf.cert_der)), expected, leaf.not_after - 3600
     finally:
         await one.close()
+
+
+async def test_a_trust_domain_sends_its_event_log(tmp_path: Path) -> None:
+    """Evidence for a channel has the log that the settings name, and a policy that asks for it accepts that alone."""
+    (tmp_path / "CCEL").write_bytes(ccel())
+    platform = TdxPlatform(b"t", event_log=ccel())
+    rules = "require_event_log = true\nrequire_secure_boot = true\nunsafe_any_mr_td = true\nunsafe_any_rtmrs = true\n"
+    verifier = Verifier(parse_policy(f'id = "p"\n[tdx]\n{rules}'), allow_simulated=True)
+    channel: dict[str, Any] = {
+        name: bytes((n,)) * 32 for n, name in enumerate(("spki_hash", "nonce", "channel_binding", "peer_spki_hash"))
+    }
+    expected = Expected(role=Role.SERVER, phase=Phase.POST_HANDSHAKE, node_id=AGENT, **channel)
+    for log, accepted in ((str(tmp_path / "CCEL"), True), ("", False)):
+        with TsmDirectory(tmp_path / "report", "tdx_guest", tdx_responder(platform)) as tsm:
+            one = keeper(tmp_path, attester="tdx", tsm_dir=str(tsm.path), event_log_file=log)
+            await one.start()
+            raw = await one.evidence(Role.SERVER, Phase.POST_HANDSHAKE, **channel)
+            now = one.leaf.not_after - 3600
+            await one.close()
+        if accepted:
+            claims = verifier.appraise(raw, expected, now=now, endorsements=[collateral()]).claims
+            assert claims["eventlog.secure_boot"] == "true" and claims["eventlog.rtmrs"] == "0, 1, 2, 3"
+            continue
+        with pytest.raises(AttestError) as caught:
+            verifier.appraise(raw, expected, now=now, endorsements=[collateral()])
+        assert caught.value.code == "event_log_missing"
 
 
 async def test_a_trust_domain_attests_through_configfs(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from attest.errors import VerificationFailed
+from attest.errors import AttestError, VerificationFailed
 from attest.eventlog import SHA384, EventLog, parse_event_log
 from attest.schemes.tdx.abi import TdReport, parse_quote
 from attest.schemes.tdx.appraise import ReferenceValues, Rules, appraise_quote, log_claims_of
 from attest.schemes.tdx.eventlog import VerifiedLog, explained, verify_event_log
-from attest.testkit.eventlog import GOOD_TD_BOOT, ccel
+from attest.testkit.eventlog import GOOD_TD_BOOT, agile_log, ccel
 from attest.testkit.tdx import TdxPlatform
 
 from .cases import DATA, REPORT
@@ -83,6 +83,26 @@ def test_foreign_events_are_named() -> None:
     )  # RTMR1 is the base quote's: by value
     (found,) = appraise_quote(BASE, rules, values, _verified())
     assert (found.code, found.claim, found.actual, found.side) == ("event", "eventlog.rtmr0", first, "attester")
+
+
+def test_no_flipped_bit_of_a_log_proves_more_than_the_quote() -> None:
+    """It is refused, or is in what nothing vouches for: types, and the data of events that only describe."""
+    off = [event for event in GOOD_TD_BOOT if event[1] not in (0x80000001, 0x80000007)]
+    for events in (GOOD_TD_BOOT, off):
+        raw, report = agile_log(events, (SHA384,)), _report(ccel(events))
+        whole = verify_event_log(raw, report, ALL)
+        kept = 0
+        for bit in range(8 * len(raw)):
+            damaged = bytearray(raw)
+            damaged[bit // 8] ^= 1 << bit % 8
+            try:
+                log = verify_event_log(bytes(damaged), report, ALL)
+            except AttestError:
+                continue
+            kept += 1
+            assert [log.digests(rtmr) for rtmr in ALL] == [whole.digests(rtmr) for rtmr in ALL]
+            assert log.secure_boot <= whole.secure_boot and log.exited_boot_services <= whole.exited_boot_services
+        assert 0 < kept < 4 * len(raw)
 
 
 # -- real firmware -----------------------------------------------------------------------------------------------------
