@@ -16,6 +16,8 @@ from attest.schemes.azure import maa_appraise as maa
 from attest.schemes.azure.maa import VerifiedMaaToken
 from attest.schemes.azure.verify import VerifiedHcl
 from attest.schemes.gcp import appraise as gcp
+from attest.schemes.gcp import launch as gce
+from attest.schemes.gcp.certificate import Instance, instance_claims
 from attest.schemes.gcp.token import VerifiedSpaceToken
 from attest.schemes.sev_snp import appraise as snp
 from attest.schemes.sev_snp.verify import VerifiedReport
@@ -36,6 +38,8 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     evidence_digest: str
     expires: float
     quote: VerifiedQuote | None = None
+    instance: Instance | None = None  # of Google Cloud, that the AK's certificate names
+    launch: gce.Launch | None = None  # Google's word for the hardware's measurement
     report: VerifiedReport | None = None
     td_quote: VerifiedTdQuote | None = None
     hcl: VerifiedHcl | None = None  # on Azure, beside the hardware's own report or quote
@@ -93,16 +97,22 @@ def appraise(verified: Verified, policy: EvidencePolicy) -> AttestationResult:
     mismatches: tuple[Mismatch, ...] = ()
     claims: dict[str, str] = {}
     if report is not None and policy.sev_snp is not None:
-        mismatches += snp.appraise_report(report, policy.sev_snp, reference.sev_snp)
+        mismatches += snp.appraise_report(report, policy.sev_snp, reference.sev_snp, verified.launch)
         claims |= snp.claims_of(report)
     if td_quote is not None and policy.tdx is not None:
         td_log = verified.td_log
-        mismatches += tdx.appraise_quote(td_quote, policy.tdx, reference.tdx, td_log, log_comes_later=later)
+        mismatches += tdx.appraise_quote(
+            td_quote, policy.tdx, reference.tdx, td_log, log_comes_later=later, launch=verified.launch
+        )
         claims |= tdx.claims_of(td_quote) | (tdx.log_claims_of(td_log) if td_log is not None else {})
+    claims |= gce.claims_of(verified.launch)
     if quote is not None and policy.vtpm is not None:
-        log = verified.log
-        mismatches += vtpm.appraise_quote(quote, policy.vtpm, reference.vtpm, log, log_comes_later=later)
+        log, instance = verified.log, verified.instance
+        mismatches += vtpm.appraise_quote(
+            quote, policy.vtpm, reference.vtpm, log, log_comes_later=later, instance=instance
+        )
         claims |= vtpm.claims_of(quote) | (vtpm.log_claims_of(log) if log is not None else {})
+        claims |= instance_claims(instance)
     if verified.hcl is not None and policy.azure is not None:
         mismatches += azure.appraise_hcl(verified.hcl, policy.azure, reference.azure)
         claims |= azure.claims_of(verified.hcl)

@@ -27,7 +27,9 @@ from attest.schemes.azure import verify as azure
 from attest.schemes.azure.abi import parse_hcl
 from attest.schemes.azure.maa import own_issuer, verify_maa
 from attest.schemes.gcp import appraise as gcp_rules
-from attest.schemes.gcp.certificate import verify_vtpm_certificate
+from attest.schemes.gcp import launch as gce
+from attest.schemes.gcp.certificate import Instance, instance_claims, instance_of, verify_vtpm_certificate
+from attest.schemes.gcp.roots import vtpm_intermediates
 from attest.schemes.gcp.token import ISSUER, verify_oidc_token, verify_pki_token
 from attest.schemes.sev_snp import appraise as snp_rules
 from attest.schemes.sev_snp.verify import VerifiedReport, check_report_data, verify_report
@@ -37,7 +39,14 @@ from attest.schemes.tdx import verify as tdx
 from attest.schemes.vtpm import appraise as vtpm_rules
 from attest.schemes.vtpm.abi import QuotePart, encode_quote_part, parse_quote
 from attest.schemes.vtpm.eventlog import VerifiedLog, verify_event_log
-from attest.schemes.vtpm.verify import AkKey, VerifiedQuote, verify_ak_certificate, verify_quote, verify_quote_by_key
+from attest.schemes.vtpm.verify import (
+    AkKey,
+    VerifiedQuote,
+    ak_certificate,
+    verify_ak_certificate,
+    verify_quote,
+    verify_quote_by_key,
+)
 from attest.verifier import Verifier
 
 __all__ = ["VERIFY", "Case", "Found", "platforms_of", "third_party"]
@@ -48,7 +57,8 @@ Mismatches = tuple[Mismatch, ...]
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Evidence and all that is to be compared with it. ``evidence`` by scheme: a raw SNP report, TDX quote,
-    TPMS_ATTEST, HCL report, or token. ``endorsements``: files of certificates (PEM or DER, any order) or collateral.
+    TPMS_ATTEST, HCL report, or token. ``endorsements``: files of certificates (PEM or DER, any order), collateral or
+    Google's launch endorsements.
 
     ``ak``, ``signature``, ``pcrs`` belong to a vTPM quote, ``event_log`` to that or to a TDX quote alone; with Azure,
     ``quote`` is the TPMS_ATTEST and ``td_quote`` the quote of a trust domain. ``policy`` None: the built-in one that
@@ -98,42 +108,78 @@ def _no_table(name: str) -> Mismatches:
 
 def _snp(case: Case, policy: EvidencePolicy) -> Found:
     given = sorted_endorsements(case.endorsements)
-    masked = policy.sev_snp is not None and policy.sev_snp.unsafe_allow_masked_chip_id
+    policy = _asking(case, policy, given)
+    rules, roots = policy.sev_snp, policy.reference_values.sev_snp.launch_roots
+    masked = rules is not None and rules.unsafe_allow_masked_chip_id
     verified = verify_report(case.evidence, given.certificates, case.now, crls=given.crls, allow_masked_chip_id=masked)
     if case.report_data is not None:
         check_report_data(verified.report, case.report_data)
-    return Found(
+    launch = gce.verify_launch(
+        "sev-snp", verified.report.measurement, rules.launch_endorsement if rules is not None else None, roots,
+        given.launch, given.certificates, case.now,
+    )  # fmt: skip
+    found = Found(
         claims=snp_rules.claims_of(verified) | {"report_data": verified.report.report_data.hex()},
-        mismatches=_snp_mismatches(verified, policy),
+        mismatches=_snp_mismatches(verified, policy, launch),
         unchecked=_unless(case.report_data, "report data: whom the report speaks for (--report-data)"),
         expires=verified.expires,
         confidential=not verified.report.policy.debug,
     )
+    return _launched(found, launch, given)
 
 
-def _snp_mismatches(verified: VerifiedReport, policy: EvidencePolicy) -> Mismatches:
+def _asking(case: Case, policy: EvidencePolicy, given: Endorsements) -> EvidencePolicy:
+    """The built-in policy pins nothing, but who hands in a launch endorsement wants it looked at."""
+    if case.policy is not None or not given.launch:
+        return policy
+    snp, td = policy.sev_snp, policy.tdx
+    if snp is not None:
+        snp = msgspec.structs.replace(snp, launch_endorsement=gce.SnpLaunchRules(min_svn=1))
+    if td is not None:
+        td = msgspec.structs.replace(td, launch_endorsement=gce.LaunchRules(min_svn=1))
+    return msgspec.structs.replace(policy, sev_snp=snp, tdx=td)
+
+
+def _launched(found: Found, launch: gce.Launch | None, given: Endorsements) -> Found:
+    """What a launch endorsement adds, or that nobody asked for it."""
+    if launch is None:
+        unread = ("launch endorsement: no rule of the policy asks for one",) if given.launch else ()
+        return msgspec.structs.replace(found, unchecked=found.unchecked + unread)
+    ends = [end for end in (found.expires, launch.expires) if end is not None]
+    return msgspec.structs.replace(found, claims=found.claims | gce.claims_of(launch), expires=min(ends))
+
+
+def _snp_mismatches(verified: VerifiedReport, policy: EvidencePolicy, launch: gce.Launch | None = None) -> Mismatches:
     if policy.sev_snp is None:
         return _no_table("sev-snp")
-    return snp_rules.appraise_report(verified, policy.sev_snp, policy.reference_values.sev_snp)
+    return snp_rules.appraise_report(verified, policy.sev_snp, policy.reference_values.sev_snp, launch)
 
 
 def _tdx(case: Case, policy: EvidencePolicy) -> Found:
     verified = _td_quote(case.evidence, case)
+    given = sorted_endorsements(case.endorsements)
+    policy = _asking(case, policy, given)
+    rules, roots = policy.tdx, policy.reference_values.tdx.launch_roots
     if case.report_data is not None:
         tdx.check_report_data(verified.quote, case.report_data)
     claims = tdx_rules.claims_of(verified) | {"report_data": verified.quote.report.report_data.hex()}
     log = None
     if case.event_log is not None:
-        rtmrs = (policy.tdx or tdx_rules.Rules()).event_log_rtmrs
+        rtmrs = (rules or tdx_rules.Rules()).event_log_rtmrs
         log = tdx_eventlog.verify_event_log(case.event_log, verified.quote.report, rtmrs)
         claims |= tdx_rules.log_claims_of(log)
-    return Found(
+    launch = gce.verify_launch(
+        "tdx", verified.quote.report.mr_td, rules.launch_endorsement if rules is not None else None, roots,
+        given.launch, given.certificates, case.now,
+    )  # fmt: skip
+    found = Found(
         claims=claims,
-        mismatches=_tdx_mismatches(verified, policy, log),
+        mismatches=_tdx_mismatches(verified, policy, log, launch),
         unchecked=_unless(case.report_data, "report data: whom the quote speaks for (--report-data)"),
         expires=verified.expires,
         confidential=not _td_debug(verified),
     )
+    return _launched(found, launch, given)
 
 
 def _td_quote(raw: bytes, case: Case) -> tdx.VerifiedQuote:
@@ -150,11 +196,14 @@ def _td_debug(verified: tdx.VerifiedQuote) -> bool:
 
 
 def _tdx_mismatches(
-    verified: tdx.VerifiedQuote, policy: EvidencePolicy, log: tdx_eventlog.VerifiedLog | None = None
+    verified: tdx.VerifiedQuote,
+    policy: EvidencePolicy,
+    log: tdx_eventlog.VerifiedLog | None = None,
+    launch: gce.Launch | None = None,
 ) -> Mismatches:
     if policy.tdx is None:
         return _no_table("tdx")
-    return tdx_rules.appraise_quote(verified, policy.tdx, policy.reference_values.tdx, log)
+    return tdx_rules.appraise_quote(verified, policy.tdx, policy.reference_values.tdx, log, launch=launch)
 
 
 # -- vTPM --------------------------------------------------------------------------------------------------------------
@@ -165,17 +214,17 @@ def _vtpm(case: Case, policy: EvidencePolicy) -> Found:
     certificates = sorted_endorsements(case.endorsements).certificates
     claims: dict[str, str] = _claims(quote, log)
     expires: float | None = None
+    instance: Instance | None = None
     reference = policy.reference_values.vtpm
     if reference.ak_roots:
-        expires = _ak_roots(quote, certificates, reference.ak_roots, case.now)
+        instance, expires = _ak_roots(quote, certificates, reference.ak_roots, case.now)
     elif certificates:
         instance, expires = verify_vtpm_certificate(quote.key, certificates, case.now)
-        claims |= {f"gce.{name}": str(getattr(instance, name)) for name in instance.__struct_fields__}
     elif not reference.ak_names:
         unchecked += ("AK: nothing says that this key lives in a TPM of yours",)
     return Found(
-        claims=claims,
-        mismatches=_vtpm_mismatches(quote, log, case, policy),
+        claims=claims | instance_claims(instance),
+        mismatches=_vtpm_mismatches(quote, log, case, policy, instance),
         unchecked=unchecked,
         expires=expires,
         confidential=False,
@@ -184,9 +233,10 @@ def _vtpm(case: Case, policy: EvidencePolicy) -> Found:
 
 def _ak_roots(
     quote: VerifiedQuote, certificates: Sequence[x509.Certificate], roots: Sequence[str], now: float
-) -> float:
+) -> tuple[Instance | None, float]:
     trusted = [load_certificate(pem.encode()) for pem in roots]
-    return verify_ak_certificate(quote, certificates, trusted, now)
+    expires = verify_ak_certificate(quote, [*certificates, *vtpm_intermediates()], trusted, now)
+    return instance_of(ak_certificate(quote.key, certificates)), expires
 
 
 def _quote(
@@ -218,14 +268,16 @@ def _claims(quote: VerifiedQuote, log: VerifiedLog | None) -> dict[str, str]:
     return claims | (vtpm_rules.log_claims_of(log) if log is not None else {})
 
 
-def _vtpm_mismatches(quote: VerifiedQuote, log: VerifiedLog | None, case: Case, policy: EvidencePolicy) -> Mismatches:
+def _vtpm_mismatches(
+    quote: VerifiedQuote, log: VerifiedLog | None, case: Case, policy: EvidencePolicy, instance: Instance | None
+) -> Mismatches:
     rules = policy.vtpm
     if rules is None:
         return _no_table("vtpm")
     if case.policy is None:  # the built-in policy asks for no PCR in particular: those of this quote
         bank = next((b for b in ("sha256", "sha384", "sha512") if quote.pcrs.get(b)), "sha256")
         rules = msgspec.structs.replace(rules, pcr_bank=bank, pcrs=tuple(quote.pcrs.get(bank, ())))
-    return vtpm_rules.appraise_quote(quote, rules, policy.reference_values.vtpm, log)
+    return vtpm_rules.appraise_quote(quote, rules, policy.reference_values.vtpm, log, instance=instance)
 
 
 # -- Azure -------------------------------------------------------------------------------------------------------------
@@ -255,10 +307,12 @@ def _azure(case: Case, policy: EvidencePolicy) -> Found:
     else:
         quote, log, more = _quote(case, policy, case.quote, verified.claims.ak)
         azure.check_ak(verified, quote)
+        instance: Instance | None = None
         if policy.reference_values.vtpm.ak_roots:
-            expires = min(expires, _ak_roots(quote, certificates, policy.reference_values.vtpm.ak_roots, case.now))
+            instance, until = _ak_roots(quote, certificates, policy.reference_values.vtpm.ak_roots, case.now)
+            expires = min(expires, until)
         claims |= _claims(quote, log)
-        mismatches += _vtpm_mismatches(quote, log, case, policy)
+        mismatches += _vtpm_mismatches(quote, log, case, policy, instance)
         unchecked += more
     return Found(claims=claims, mismatches=mismatches, unchecked=unchecked, expires=expires, confidential=not debug)
 

@@ -73,11 +73,14 @@ class _Thim(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Endorsements(msgspec.Struct, frozen=True):
-    """Endorsements by kind, in the order in which they came. ``collateral`` is still JSON."""
+    """Endorsements by kind, in the order in which they came. ``collateral`` is still JSON, ``launch`` (Google's, of
+    launch measurements) still protobuf.
+    """
 
     certificates: tuple[x509.Certificate, ...]
     crls: tuple[x509.CertificateRevocationList, ...]
     collateral: tuple[bytes, ...]
+    launch: tuple[bytes, ...] = ()
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -114,9 +117,10 @@ def parse_collateral(raw: bytes) -> TdxCollateral:
 
 
 def sort_endorsements(files: Sequence[bytes]) -> Endorsements:
-    """Each of ``files`` by what it is: JSON is collateral, the rest certificates (one or several) or a revocation list,
-    PEM or DER. Raises MalformedEvidence for anything else.
+    """Each of ``files`` by what it is: JSON is collateral, protobuf a launch endorsement, the rest certificates (one or
+    several) or a revocation list, PEM or DER. Raises MalformedEvidence for anything else.
     """
+    launch: list[bytes] = []
     certificates: list[x509.Certificate] = []
     crls: list[x509.CertificateRevocationList] = []
     collateral: list[bytes] = []
@@ -126,11 +130,13 @@ def sort_endorsements(files: Sequence[bytes]) -> Endorsements:
                 certificates += load_certificates(thim_chain(raw))
             else:
                 collateral.append(raw)
+        elif raw[:1] == b"\n" and raw[1:2] >= b"\x80":  # a first field of 128 bytes or more: no text begins so
+            launch.append(raw)
         elif b"-----BEGIN X509 CRL-----" in raw[:200] or _is_der_crl(raw):
             crls.append(load_crl(raw))
         else:
             certificates += load_certificates(raw)
-    return Endorsements(tuple(certificates), tuple(crls), tuple(collateral))
+    return Endorsements(tuple(certificates), tuple(crls), tuple(collateral), tuple(launch))
 
 
 def _is_der_crl(raw: bytes) -> bool:

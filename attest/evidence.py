@@ -1,6 +1,6 @@
 """The evidence envelope: a CMW collection (RFC 9999) in deterministic CBOR, and its place in a certificate.
 
-attested-TLS protocol ``cube-mesh/1`` §3: ``{"__cmwc_t": "urn:cube-mesh:evidence:1", 0: claims, 1..6: parts}``, each
+attested-TLS protocol ``cube-mesh/1`` §3: ``{"__cmwc_t": "urn:cube-mesh:evidence:1", 0: claims, 1..7: parts}``, each
 member a record ``[media type, bytes]``. Decoding proves nothing: neither claims nor parts are verified here, and a
 media type that nobody knows is refused later, by the verifier.
 """
@@ -22,6 +22,8 @@ __all__ = [
     "ENDORSEMENTS_TYPE",
     "GPU",
     "HARDWARE",
+    "LAUNCH_ENDORSEMENT",
+    "LAUNCH_ENDORSEMENT_TYPE",
     "MAX_AUX_BYTES",
     "MAX_EVIDENCE_BYTES",
     "SNP_REPORT_TYPE",
@@ -53,8 +55,10 @@ TOKEN_TYPE = "application/eat+jwt"
 TPM2_QUOTE_TYPE = "application/vnd.cube-mesh.tpm2-quote+cbor"
 ENDORSEMENTS_TYPE = "application/vnd.cube-mesh.endorsements+cbor"
 AUX_DIGEST_TYPE = "application/vnd.cube-mesh.aux-digest"
+LAUNCH_ENDORSEMENT_TYPE = "application/vnd.cube-mesh.gce-launch-endorsement"
 
-CLAIMS, HARDWARE, TPM_QUOTE, ENDORSEMENTS, TOKEN, GPU, AUX_DIGEST = range(7)  # the keys of the collection
+# The keys of the collection.
+CLAIMS, HARDWARE, TPM_QUOTE, ENDORSEMENTS, TOKEN, GPU, AUX_DIGEST, LAUNCH_ENDORSEMENT = range(8)
 
 MAX_EVIDENCE_BYTES = 65_533  # what the extension of one authenticator can hold
 MAX_AUX_BYTES = 1 << 20  # what one AUX frame can hold
@@ -72,7 +76,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """A decoded, unverified collection. ``claims`` are the encoded claims (``binding``); ``parts`` has keys 1 to 6."""
+    """A decoded, unverified collection. ``claims`` are the encoded claims (``binding``); ``parts`` has keys 1 to 7."""
 
     claims: bytes
     parts: dict[int, Part]
@@ -82,7 +86,7 @@ def encode_evidence(evidence: Evidence) -> bytes:
     """The collection as bytes. Raises ValueError when a part's key or size is not allowed."""
     members: dict[int | str, CborValue] = {"__cmwc_t": COLLECTION_TYPE, CLAIMS: [CLAIMS_TYPE, evidence.claims]}
     for key, part in evidence.parts.items():
-        if not HARDWARE <= key <= AUX_DIGEST:
+        if not HARDWARE <= key <= LAUNCH_ENDORSEMENT:
             raise ValueError(f"evidence has no part {key}")
         members[key] = [part.media_type, part.body]
     raw = cbor_encode(members)
@@ -103,7 +107,7 @@ def decode_evidence(raw: bytes) -> Evidence:
         raise MalformedEvidence("not a cube-mesh evidence collection")
     parts: dict[int, Part] = {}
     for key, record in members.items():
-        if not isinstance(key, int) or key > AUX_DIGEST:
+        if not isinstance(key, int) or key > LAUNCH_ENDORSEMENT:
             raise MalformedEvidence(f"evidence has no part {key!r}")
         parts[key] = _part(record)
     claims = parts.pop(CLAIMS, None)

@@ -28,6 +28,9 @@ _ADVICE = {
     "token_expired": "Ask for a new token, or judge an old one as of its time (--now).",
     "collateral_missing": "Hand in Intel's collateral for this platform as JSON by --endorsements.",
     "part_missing": "Hand in the file that the message names.",
+    "launch_endorsement_missing": "Hand in Google's endorsement of this measurement by --endorsements.",
+    "launch_root_missing": "Hand in GCE-cc-tcb-root_1, Google's root of launch endorsements, by --endorsements.",
+    "measurement_not_endorsed": "It is not firmware of Google's, or the endorsement is that of another firmware.",
     "oversize": "No evidence of this kind is so large. Look which file was handed in.",
     "event_log_replay": "The log was cut, changed, or something was measured after it was read. Read it again; leave "
     "out what is measured on for good: let a TPM quote fewer PCRs; for TDX, name the others in event_log_rtmrs.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attest.chain import load_certificate
 from attest.errors import MalformedEvidence, PolicyFormatError
 from attest.reference import ReferenceValues
+from attest.schemes.gcp.certificate import Instances
 from attest.schemes.sev_snp import appraise as snp_scheme
 from attest.schemes.tdx import appraise as tdx_scheme
 from attest.schemes.vtpm import appraise as vtpm_scheme
@@ -49,6 +50,8 @@ def _table_problems(policy: EvidencePolicy) -> list[str]:
         problems.append("[sev-snp] and [tdx]: evidence has room for one kind of hardware")
     if policy.azure is not None and (policy.vtpm is None or hardware is None):
         problems.append("[azure] says how hardware and vTPM hang together: it needs [vtpm] and the hardware's table")
+    if policy.azure is not None and hardware is not None and hardware.launch_endorsement is not None:
+        problems.append("[azure] and launch_endorsement: Google endorses its own firmware only")
     if policy.schemes and (hardware or policy.azure is not None or len(policy.schemes) > 1):
         problems.append("[schemes.*]: evidence has room for one kind of hardware")
     asks_ccel = policy.tdx is not None and (policy.tdx.needs_log or policy.reference_values.tdx.event_digests)
@@ -72,6 +75,8 @@ def _vtpm_problems(
         problems.append("reference_values.vtpm: no AK is pinned (ak_names) or certified (ak_roots)")
     if pinned and rules.unsafe_any_ak:
         problems.append("vtpm.unsafe_any_ak contradicts the AKs in the reference values")
+    if values.gce != Instances() and not values.ak_roots:
+        problems.append("reference_values.vtpm.gce: what a certificate says counts only with ak_roots")
     wanted, given = {str(index) for index in rules.pcrs}, set(values.pcr_values)
     if rules.unsafe_any_pcr_values and given:
         problems.append("vtpm.unsafe_any_pcr_values contradicts the PCR values")

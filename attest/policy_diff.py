@@ -106,7 +106,7 @@ def _direction(rule: str, before: Any, after: Any) -> Direction:
         return _lists(name, before, after)
     numbers = [value for value in (before, after) if isinstance(value, (int, float))]
     if len(numbers) == len([v for v in (before, after) if v is not None]):
-        more = (after or 0) > (before or 0)
+        more = (after is not None and before is None) or (after or 0) > (before or 0)
         return "looser" if more is (name in _GRACE) else "stricter"
     if name == "min_tee_tcb_svn":
         return _bytes(before or "0" * 32, after or "0" * 32)

@@ -9,17 +9,31 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from attest.chain import load_certificate
 from attest.errors import AttestError, MalformedEvidence, UnsupportedEvidence
-from attest.evidence import HARDWARE, TOKEN, TPM_QUOTE, decode_evidence
+from attest.evidence import (
+    ENDORSEMENTS,
+    HARDWARE,
+    LAUNCH_ENDORSEMENT,
+    TOKEN,
+    TPM_QUOTE,
+    Part,
+    decode_certificates,
+    decode_evidence,
+)
 from attest.jws import parse_token, payload_for_display
 from attest.policy import parse_policy
 from attest.schemes.azure.abi import parse_claims, parse_hcl
+from attest.schemes.gcp.certificate import Instance, instance_of
+from attest.schemes.gcp.endorsement import read_unverified
+from attest.schemes.gcp.roots import vtpm_roots
 from attest.schemes.sev_snp.abi import Report, parse_report, product_of, tcb_of
 from attest.schemes.tdx.abi import TdReport, parse_quote, parse_tdreport
 from attest.schemes.tdx.eventlog import explained, verify_event_log
 from attest.schemes.vtpm.abi import BANK_NAMES, decode_quote_part
-from attest.schemes.vtpm.verify import ak_name
+from attest.schemes.vtpm.verify import ak_name, load_ak
 from attest.tomltext import toml_text
 
 __all__ = ["Draft", "draft_policy"]
@@ -218,12 +232,36 @@ def _bundle(raw: bytes, notes: list[str]) -> Tables:
         bank = min(part.pcrs)
         values = {str(index): [value.hex()] for index, value in sorted(part.pcrs[bank].items())}
         rules = {"pcr_bank": BANK_NAMES[bank], "pcrs": [int(index) for index in values]}
-        tables["vtpm"] = (rules, {"ak_names": [ak_name(part.ak_public)], "pcr_values": values})
+        pinned = {"ak_names": [ak_name(part.ak_public)], "pcr_values": values} | _instance(parts, part.ak_public)
+        tables["vtpm"] = (rules, pinned)
+    if LAUNCH_ENDORSEMENT in parts:
+        _launch(parts[LAUNCH_ENDORSEMENT].body, tables, notes)
     if TOKEN in parts:
         tables |= _token(parts[TOKEN].body, notes)
     if not tables:
         raise MalformedEvidence("a collection without evidence", code="unknown_format")
     return tables
+
+
+def _instance(parts: dict[int, Part], ak_public: bytes) -> dict[str, Any]:
+    """Where the AK's certificate names an instance of Google Cloud, that instance and Google's roots."""
+    carried = decode_certificates(parts[ENDORSEMENTS].body) if ENDORSEMENTS in parts else ()
+    key = load_ak(ak_public)[1]
+    for certificate in map(load_certificate, carried):
+        if certificate.public_key() == key and (instance := instance_of(certificate)) is not None:
+            named = {f"{name}s": [str(getattr(instance, name))] for name in Instance.__struct_fields__}
+            roots = [root.public_bytes(Encoding.PEM).decode() for root in vtpm_roots()]
+            return {"ak_roots": roots, "gce": named}
+    return {}
+
+
+def _launch(raw: bytes, tables: Tables, notes: list[str]) -> None:
+    """The firmware's version as a floor, beside the measurement that is pinned."""
+    endorsement = read_unverified(raw)
+    for table, svn in (("sev-snp", endorsement.snp_svn), ("tdx", endorsement.tdx_svn)):
+        if table in tables:
+            tables[table][0]["launch_endorsement"] = {"min_svn": max(svn, 1)}
+            notes.append("the launch endorsement must lead to Google's root, which whoever judges hands in")
 
 
 _READERS: tuple[tuple[str, Callable[[bytes, list[str]], Tables]], ...] = (

@@ -25,6 +25,8 @@ from attest.evidence import (
     ENDORSEMENTS,
     ENDORSEMENTS_TYPE,
     HARDWARE,
+    LAUNCH_ENDORSEMENT,
+    LAUNCH_ENDORSEMENT_TYPE,
     SNP_REPORT_TYPE,
     TDX_QUOTE_TYPE,
     TOKEN,
@@ -43,6 +45,9 @@ from attest.policy import EvidencePolicy, parse_policy
 from attest.schemes.azure import verify as azure
 from attest.schemes.azure.maa import VerifiedMaaToken, own_issuer, verify_maa
 from attest.schemes.azure.maa_appraise import measurement_of, vm_id
+from attest.schemes.gcp.certificate import Instance, instance_of
+from attest.schemes.gcp.launch import Launch, verify_launch
+from attest.schemes.gcp.roots import vtpm_intermediates
 from attest.schemes.gcp.token import VerifiedSpaceToken, verify_oidc_token, verify_pki_token
 from attest.schemes.sev_snp.verify import (
     PRODUCTS,
@@ -55,7 +60,7 @@ from attest.schemes.sev_snp.verify import (
 from attest.schemes.tdx import eventlog as tdx_eventlog
 from attest.schemes.tdx import verify as tdx
 from attest.schemes.vtpm.eventlog import VerifiedLog, verify_event_log
-from attest.schemes.vtpm.verify import VerifiedQuote, verify_ak_certificate, verify_quote
+from attest.schemes.vtpm.verify import VerifiedQuote, ak_certificate, verify_ak_certificate, verify_quote
 
 __all__ = ["Verifier", "policy_from_result"]
 
@@ -94,6 +99,8 @@ class Verifier:
         self._optional = {ENDORSEMENTS: ENDORSEMENTS_TYPE}
         if policy.vtpm is not None or policy.tdx is not None:
             self._optional[AUX_DIGEST] = AUX_DIGEST_TYPE
+        if policy.sev_snp is not None or policy.tdx is not None:
+            self._optional[LAUNCH_ENDORSEMENT] = LAUNCH_ENDORSEMENT_TYPE
         self._token_keys = tuple(token_keys)
         self._snp_roots = _snp_roots(allow_simulated) if policy.sev_snp is not None else {}
         self._tdx_roots = _tdx_roots(allow_simulated) if policy.tdx is not None else ()
@@ -108,7 +115,8 @@ class Verifier:
         Rules that need an event log are not asked of a passport, which is never the last word about a peer.
 
         ``expected``: what the caller knows of channel and peer. ``now``: Unix seconds. ``endorsements``: certificates
-        beside those that the evidence carries, revocation lists, collateral for TDX (``collateral.sort_endorsements``).
+        and launch endorsements beside those that the evidence carries, revocation lists, collateral for TDX
+        (``collateral.sort_endorsements``).
         Raises an AttestError for everything but acceptance. Not checked: revocation of AMD's intermediates when no
         list is handed in (a rule can ask for one), of AK certificates ever; that the TLS peer holds the key in
         ``expected`` (the channel's work).
@@ -125,13 +133,16 @@ class Verifier:
         # 4. Signatures and chains; each part speaks for the hash of these very claims.
         given = _endorsements(evidence, () if self.policy.schemes else endorsements)
         hashed = data_hash(evidence.claims)
-        quote, quote_expires = self._verify_quote(evidence.parts.get(TPM_QUOTE), hashed, given.certificates, now)
+        quote, instance, quote_expires = self._verify_quote(
+            evidence.parts.get(TPM_QUOTE), hashed, given.certificates, now
+        )
         hcl, report, td_quote = self._verify_hardware(evidence.parts.get(HARDWARE), quote, hashed, given, now)
         log, td_log = self._verify_log(evidence.parts.get(AUX_DIGEST), aux, quote, td_quote)
         if hcl is not None and self.policy.azure is not None and self.policy.azure.require_ak_certificate:
             quote_expires = min(quote_expires, azure.verify_ak_certificate(hcl, given.certificates, now))
         maa, space = self._verify_token(evidence.parts.get(TOKEN), hashed, now)
         _check_one_machine(hcl, report, td_quote, maa, space)
+        launch = self._verify_launch(report, td_quote, given, now)
         other = self._verify_other(evidence.parts.get(HARDWARE), hashed, endorsements, now)
         # 5. The policy's rules.
         verified = Verified(
@@ -140,10 +151,12 @@ class Verifier:
             expires=min(
                 float(claims.not_after),
                 quote_expires,
-                *(v.expires for v in (report, td_quote, maa, space) if v),
+                *(v.expires for v in (report, td_quote, maa, space, launch) if v),
                 *_end(other),
             ),
             quote=quote,
+            instance=instance,
+            launch=launch,
             report=report,
             td_quote=td_quote,
             hcl=hcl,
@@ -196,14 +209,27 @@ class Verifier:
 
     def _verify_quote(
         self, part: Part | None, hashed: bytes, certificates: Sequence[x509.Certificate], now: float
-    ) -> tuple[VerifiedQuote | None, float]:
+    ) -> tuple[VerifiedQuote | None, Instance | None, float]:
         if part is None:
-            return None, math.inf
+            return None, None, math.inf
         allow_sha1 = self.policy.vtpm is not None and self.policy.vtpm.unsafe_allow_sha1
         quote = verify_quote(part.body, hashed, unsafe_allow_sha1=allow_sha1)
         if not self._ak_roots:
-            return quote, math.inf
-        return quote, verify_ak_certificate(quote, certificates, self._ak_roots, now)
+            return quote, None, math.inf
+        expires = verify_ak_certificate(quote, [*certificates, *vtpm_intermediates()], self._ak_roots, now)
+        return quote, instance_of(ak_certificate(quote.key, certificates)), expires
+
+    def _verify_launch(
+        self, report: VerifiedReport | None, td_quote: tdx.VerifiedQuote | None, given: Endorsements, now: float
+    ) -> Launch | None:
+        policy, reference, handed = self.policy, self.policy.reference_values, (given.launch, given.certificates, now)
+        if report is not None and policy.sev_snp is not None:
+            rules, roots = policy.sev_snp.launch_endorsement, reference.sev_snp.launch_roots
+            return verify_launch("sev-snp", report.report.measurement, rules, roots, *handed)
+        if td_quote is not None and policy.tdx is not None:
+            measured = td_quote.quote.report.mr_td
+            return verify_launch("tdx", measured, policy.tdx.launch_endorsement, reference.tdx.launch_roots, *handed)
+        return None
 
     def _verify_hardware(
         self, part: Part | None, quote: VerifiedQuote | None, hashed: bytes, given: Endorsements, now: float
@@ -346,12 +372,14 @@ def _end(other: tuple[str, SchemeResult] | None) -> tuple[float, ...]:
 
 
 def _endorsements(evidence: Evidence, handed_in: Sequence[bytes]) -> Endorsements:
-    """What was handed in, and the certificates that the evidence carries."""
+    """What was handed in, and the certificates and launch endorsement that the evidence carries."""
     part = evidence.parts.get(ENDORSEMENTS)
     carried = decode_certificates(part.body) if part is not None else ()
     given = sort_endorsements(handed_in)
     certificates = (*(load_certificate(der) for der in carried), *given.certificates)
-    return Endorsements(certificates, given.crls, given.collateral)
+    launch = evidence.parts.get(LAUNCH_ENDORSEMENT)
+    endorsed = given.launch if launch is None else (*given.launch, launch.body)
+    return Endorsements(certificates, given.crls, given.collateral, endorsed)
 
 
 def _tdx_roots(allow_simulated: bool) -> tuple[tdx.Root, ...]:

@@ -201,11 +201,12 @@ def _collected(collector: Collector, bound: bytes) -> dict[int, Part]:
 
 def _files(parts: dict[int, Part]) -> dict[str, bytes]:
     """The parts under the names by which the documentation calls them, each in the form that ``verify`` takes."""
-    from attest.evidence import ENDORSEMENTS, HARDWARE, TOKEN, TPM_QUOTE, decode_certificates
+    from attest.evidence import ENDORSEMENTS, HARDWARE, LAUNCH_ENDORSEMENT, TOKEN, TPM_QUOTE, decode_certificates
 
     files = _hardware(parts[HARDWARE]) if HARDWARE in parts else {}
     files |= {"token.jwt": parts[TOKEN].body} if TOKEN in parts else {}
     files |= _quote(parts[TPM_QUOTE].body) if TPM_QUOTE in parts else {}
+    files |= {"endorsement.binarypb": parts[LAUNCH_ENDORSEMENT].body} if LAUNCH_ENDORSEMENT in parts else {}
     if ENDORSEMENTS in parts:
         files |= {f"cert-{n}.der": der for n, der in enumerate(decode_certificates(parts[ENDORSEMENTS].body))}
     return files

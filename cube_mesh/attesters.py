@@ -11,6 +11,7 @@ from attest.errors import AttestError
 from attest.plugins import Scheme, SchemeCollector, load_scheme
 from attest.schemes.azure.collect import AzureCollector, MaaCollector
 from attest.schemes.gcp.collect import SpaceCollector, gce_collector
+from attest.schemes.gcp.endorsement import read_unverified
 from attest.schemes.sev_snp.collect import SnpCollector
 from attest.schemes.tdx.collect import TdxCollector
 from attest.schemes.vtpm.collect import TpmCollector
@@ -95,11 +96,29 @@ def _gce_tpm(settings: Settings) -> Collector:
 def _snp(settings: Settings) -> SnpCollector:
     file = settings.attestation.chip_cert_file
     certificates = load_certificates(file) if file else ()
-    return SnpCollector(certificates=certificates, directory=Path(settings.attestation.tsm_dir))
+    return SnpCollector(
+        certificates=certificates,
+        launch_endorsement=_launch_endorsement(settings.attestation),
+        directory=Path(settings.attestation.tsm_dir),
+    )
 
 
 def _tdx(settings: Settings) -> TdxCollector:
-    return TdxCollector(directory=Path(settings.attestation.tsm_dir))
+    endorsement = _launch_endorsement(settings.attestation)
+    return TdxCollector(launch_endorsement=endorsement, directory=Path(settings.attestation.tsm_dir))
+
+
+def _launch_endorsement(attestation: Attestation) -> bytes:
+    """Read here, at start: it changes with the firmware, which a running machine keeps."""
+    path = attestation.gcp.launch_endorsement_file
+    if not path:
+        return b""
+    try:
+        raw = Path(path).read_bytes()
+        read_unverified(raw)
+    except (OSError, AttestError) as error:
+        raise ConfigError(str(error), key="attestation.gcp.launch_endorsement_file", where=path) from error
+    return raw
 
 
 def _azure(settings: Settings) -> Collector:

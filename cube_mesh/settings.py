@@ -212,12 +212,13 @@ class AzureAttester(Section, frozen=True, kw_only=True):
 
 
 class GoogleAttester(Section, frozen=True, kw_only=True):
-    """For the attesters "gcp", in Confidential Space, and "gce-vtpm", on any instance of Google Cloud."""
+    """For the attester "gcp", in Confidential Space, and those of any instance of Google Cloud."""
 
     audience: str = ""  # "gcp": whom the token is for, as the proxy's policy names it
     token_type: Literal["OIDC", "PKI"] = "OIDC"  # verified by Google's key set, or by the chain that it carries
     launcher_socket: str = "/run/container_launcher/teeserver.sock"  # where the launcher listens
     ak_algorithm: Literal["ecc", "rsa"] = "ecc"  # "gce-vtpm": which of Google's attestation keys quotes
+    launch_endorsement_file: str = ""  # "sev-snp" and "tdx": Google's of the firmware, where the host hands out none
 
 
 Attester: TypeAlias = Literal[

@@ -15,6 +15,7 @@ from attest.policy import load_policy
 from attest.policy_diff import diff_policies
 from attest.schemes.azure.collect import HCL_REPORT
 from attest.testkit.eventlog import ccel
+from attest.testkit.gcp import endorsement
 from attest.testkit.snp import SimulatedSnpCollector, SnpPlatform
 from attest.testkit.tdx import TdxPlatform
 from attest.testkit.tpm import SoftwareTpm
@@ -188,7 +189,10 @@ def test_diff_of_nothing_and_of_branches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "provider", "respond"),
-    [("sev-snp", "sev_guest", snp_responder(SNP)), ("tdx", "tdx_guest", tdx_responder(TDX))],
+    [
+        ("sev-snp", "sev_guest", snp_responder(SNP, launch_endorsement=endorsement())),
+        ("tdx", "tdx_guest", tdx_responder(TDX)),
+    ],
 )
 def test_collect_through_configfs(scheme: str, provider: str, respond: Any, tmp_path: Path) -> None:
     with TsmDirectory(tmp_path / "tsm", provider, respond) as tsm:
@@ -197,7 +201,8 @@ def test_collect_through_configfs(scheme: str, provider: str, respond: Any, tmp_
     assert code == 0
     body = (tmp_path / "o" / ("report.bin" if scheme == "sev-snp" else "quote.bin")).read_bytes()
     assert NONCE + bytes(32) in body
-    assert (tmp_path / "o" / "cert-0.der").exists() == (scheme == "sev-snp")
+    for beside in ("cert-0.der", "endorsement.binarypb"):
+        assert (tmp_path / "o" / beside).exists() == (scheme == "sev-snp")
     assert _run("policy", "init", "--from", text.splitlines()[0])[0] == 0
 
 

@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.binding import Expected, Phase, Role
 from attest.errors import AppraisalFailed, AttestError, CollectionFailed, VerificationFailed
-from attest.evidence import HARDWARE, TOKEN, Part
+from attest.evidence import HARDWARE, LAUNCH_ENDORSEMENT, TOKEN, Part, decode_evidence
 from attest.policy import first_report_policy, parse_policy
 from attest.testkit.eventlog import ccel
+from attest.testkit.gcp import endorsement
 from attest.testkit.intel import collateral
 from attest.testkit.snp import SnpPlatform
 from attest.testkit.tdx import TdxPlatform
@@ -21,7 +22,7 @@ from attest.testkit.tsm import TsmDirectory, snp_responder, tdx_responder
 from attest.verifier import Verifier
 from cube_mesh.errors import ConfigError
 from cube_mesh.keeper import Keeper, keeper_from_settings
-from cube_mesh.settings import Attestation, Collateral, Mesh, Settings, Upstream
+from cube_mesh.settings import Attestation, Collateral, GoogleAttester, Mesh, Settings, Upstream
 from cube_mesh.tls.ca import init_ca, issue_leaf
 from cube_mesh.tls.identity import parse_peer_leaf, passport_of
 from tests.support.example_scheme import attest_example_scheme as example
@@ -95,6 +96,21 @@ async def test_an_snp_guest_with_certificates_of_its_configuration(tmp_path: Pat
         raw, expected, now = await passport(keeper(tmp_path, attester="sev-snp", **own))
     result = Verifier(first_report_policy("sev-snp"), allow_simulated=True).appraise(raw, expected, now=now)
     assert result.claims["chip_id"] == platform.hwid.hex()
+
+
+async def test_googles_launch_endorsement_of_the_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "endorsement.binarypb"
+    sent = endorsement()
+    file.write_bytes(sent)
+    own: dict[str, Any] = {"gcp": GoogleAttester(launch_endorsement_file=str(file))}
+    with TsmDirectory(tmp_path / "report", "tdx_guest", tdx_responder(TdxPlatform(b"t"))) as tsm:
+        own["tsm_dir"] = str(tsm.path)
+        raw, _, _ = await passport(keeper(tmp_path, attester="tdx", **own))
+    assert decode_evidence(raw).parts[LAUNCH_ENDORSEMENT].body == sent
+    for problem in (lambda: file.write_bytes(b"x"), file.unlink):
+        problem()
+        with pytest.raises(ConfigError, match="launch_endorsement_file"):
+            keeper(tmp_path, attester="sev-snp", **own)
 
 
 async def test_a_simulated_trust_domain(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attest.schemes.gcp.certificate import INSTANCE_OID
 from attest.testkit.tokens import SigningKey, certificate, fixed_key
 
-__all__ = ["endorsement", "field", "golden", "instance_certificate", "root", "signer_certificate"]
+__all__ = ["endorsement", "field", "golden", "instance_certificate", "root", "root_pem", "signer_certificate"]
 
 ROOT_NAME = "cube-mesh SIMULATION - not Google"
 
@@ -21,6 +21,11 @@ ROOT_NAME = "cube-mesh SIMULATION - not Google"
 def root(key: SigningKey | None = None) -> x509.Certificate:
     """The fake Google's root."""
     return certificate(ROOT_NAME, key or fixed_key("service-other"), ca=True)
+
+
+def root_pem() -> str:
+    """The same as policies have it."""
+    return root().public_bytes(Encoding.PEM).decode()
 
 
 def signer_certificate(key: SigningKey | None = None, **changes: Any) -> x509.Certificate:
@@ -51,13 +56,17 @@ def golden(
     tdx: Sequence[tuple[int, int, bytes]] = ((0, 1, b"\x0d" * 48),),
     digest: bytes = b"\x0f" * 48,
     bundle: bytes | None = None,
+    svn: int = 3,
+    commit: bytes = b"",
     extra: bytes = b"",
 ) -> bytes:
-    """A serialized VMGoldenMeasurement."""
+    """A serialized VMGoldenMeasurement. ``snp``: vCPUs and measurement; ``tdx``: RAM, early acceptance, MRTD; ``svn``:
+    of the firmware on SEV-SNP, on TDX it is one less.
+    """
     pairs = list(snp.items()) if isinstance(snp, Mapping) else list(snp)
-    levels = field(1, 3) + b"".join(field(2, field(1, n) + field(2, m)) for n, m in pairs) + field(5, 0x70000)
-    sizes = field(1, 2) + b"".join(field(2, field(1, r) + field(2, e) + field(3, m)) for r, e, m in tdx)
-    out = field(1, field(1, 1_760_000_000)) + field(2, 12345)
+    levels = field(1, svn) + b"".join(field(2, field(1, n) + field(2, m)) for n, m in pairs) + field(5, 0x70000)
+    sizes = field(1, svn - 1) + b"".join(field(2, field(1, r) + field(2, e) + field(3, m)) for r, e, m in tdx)
+    out = field(1, field(1, 1_760_000_000)) + field(2, 12345) + (field(3, commit) if commit else b"")
     out += field(4, (signer or signer_certificate()).public_bytes(Encoding.DER)) + field(5, digest)
     out += field(6, root().public_bytes(Encoding.PEM) if bundle is None else bundle)
     return out + field(7, levels) + (field(8, sizes) if tdx else b"") + extra

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attest.schemes.sev_snp.certtable import ARK, ASK, VCEK, VLEK, encode_table
+from attest.schemes.sev_snp.certtable import ARK, ASK, GCE_FIRMWARE, VCEK, VLEK, encode_table
 from attest.testkit.pki import ca_certificate
 from attest.testkit.snp import SnpPlatform
 from attest.testkit.tdx import TdxPlatform
@@ -76,15 +76,17 @@ class TsmDirectory:
         (entry / "generation.tmp").rename(entry / "generation")
 
 
-def snp_responder(platform: SnpPlatform, *, with_table: bool = True) -> Responder:
-    """What the kernel of a simulated SEV-SNP guest answers: a report, and the host's certificate table."""
+def snp_responder(platform: SnpPlatform, *, with_table: bool = True, launch_endorsement: bytes = b"") -> Responder:
+    """What the kernel of a simulated SEV-SNP guest answers: a report, and the host's certificate table, in which
+    Google's hosts put their launch endorsement.
+    """
     leaf, intermediate = platform.endorsements
     root = ca_certificate("ark", platform.product)
     table = {
         VCEK if platform.signing_key == "vcek" else VLEK: leaf,
         ASK: intermediate,
         ARK: root.public_bytes(Encoding.DER),
-    }
+    } | ({GCE_FIRMWARE: launch_endorsement} if launch_endorsement else {})
 
     def respond(report_data: bytes, level: int) -> tuple[bytes, bytes]:
         return platform.report(report_data, vmpl=level), encode_table(table) if with_table else b""

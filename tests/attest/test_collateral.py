@@ -19,6 +19,7 @@ from attest.collateral import (
 )
 from attest.errors import MalformedEvidence
 from attest.testkit import intel
+from attest.testkit.gcp import endorsement
 from attest.testkit.pki import ca_certificate, crl
 from attest.testkit.snp import SnpPlatform
 
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length must be")
 RAW = intel.collateral()
 LEAF, ASK = SnpPlatform(b"files").leaf, ca_certificate("ask", "Milan")
 LIST = crl("Milan")
+LAUNCH = endorsement()
 PEM, DER = Encoding.PEM, Encoding.DER
 THIM = json.dumps({
     "vcekCert": LEAF.public_bytes(PEM).decode(), "certificateChain": ASK.public_bytes(PEM).decode(), "tcbm": "00",
@@ -80,10 +82,11 @@ def test_documents_without_dates_have_no_window(name: str, document: str) -> Non
 def test_files_by_what_they_are() -> None:
     files = [
         LEAF.public_bytes(PEM), ASK.public_bytes(DER), LIST.public_bytes(PEM), LIST.public_bytes(DER), RAW, THIM,
-        b" \n" + RAW,
+        b" \n" + RAW, LAUNCH,
     ]  # fmt: skip
     found = sort_endorsements(files)
     assert found.certificates == (LEAF, ASK, LEAF, ASK)
+    assert found.launch == (LAUNCH,)
     assert found.crls == (LIST, LIST) and found.collateral == (RAW, b" \n" + RAW)
     assert sort_endorsements([]).certificates == ()
 

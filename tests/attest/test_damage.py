@@ -227,7 +227,7 @@ def _gcp() -> Mapping[str, Signed]:
         ),
         "PKI token, DER": Signed(tokens.sign(claims, x5c=tokens.x5c(*chain)), pki),
         "PKI token, PEM": Signed(tokens.sign(claims, x5c=tokens.x5c(*chain, pem=True)), pki),
-        "launch endorsement": Signed(gcp.endorsement(), lambda raw: verify_endorsement(raw, [root], NOW)),
+        "launch endorsement": Signed(gcp.endorsement(), lambda raw: verify_endorsement(raw, NOW, roots=[root])),
     }
 
 

@@ -49,7 +49,7 @@ REFUSED = {
     "no type": {0: CLAIMS},
     "other type": {"__cmwc_t": "urn:cube-mesh:evidence:2", 0: CLAIMS},
     "claims of another type": {**TYPE, 0: [SNP_REPORT_TYPE, b"c"]},
-    "key 7": {**TYPE, 0: CLAIMS, 7: ["x", b"y"]},
+    "key 8": {**TYPE, 0: CLAIMS, 8: ["x", b"y"]},
     "text key": {**TYPE, 0: CLAIMS, "1": ["x", b"y"]},
     "record of three": {**TYPE, 0: CLAIMS, 1: ["x", b"y", 1]},
     "record of one": {**TYPE, 0: CLAIMS, 1: ["x"]},
@@ -85,8 +85,8 @@ def test_a_well_formed_collection_above_the_limit() -> None:
 
 
 def test_encode_refuses_what_decode_refuses() -> None:
-    with pytest.raises(ValueError, match="no part 7"):
-        encode_evidence(Evidence(b"c", {7: Part("x", b"y")}))
+    with pytest.raises(ValueError, match="no part 8"):
+        encode_evidence(Evidence(b"c", {8: Part("x", b"y")}))
     with pytest.raises(ValueError, match="above"):
         encode_evidence(Evidence(bytes(MAX_EVIDENCE_BYTES), {}))
 

@@ -314,8 +314,9 @@ def _token(*expected: tuple[str, str, bool], scheme: str, keys: str = "") -> Che
 def _endorsement(files: Path, name: str) -> None:
     root = load_certificate((files / name).with_name("root.crt").read_bytes())
     raw = (files / name).read_bytes()
-    assert verify_endorsement(raw, [root], TODAY).snp
-    _raises("untrusted_chain", lambda: verify_endorsement(raw, gcp_certificates(), TODAY))
+    assert verify_endorsement(raw, TODAY, roots=[root]).snp
+    _raises("untrusted_chain", lambda: verify_endorsement(raw, TODAY, roots=gcp_certificates()))
+    _raises("launch_root_missing", lambda: verify_endorsement(raw, TODAY, certificates=[root]))
 
 
 def _attestation(files: Path, name: str) -> None:

@@ -23,11 +23,14 @@ IMAGE = f"[reference_values.gcp]\nimage_digests = ['sha256:{ZERO}']\n"
 SCHEME = "[schemes.x]\nkey = 1\n"
 NONE = "[none]\naccept_unattested_clients = true\n"
 PCR = f"[reference_values.vtpm.pcr_values]\n0 = ['{ZERO}']\n"
+GCE = "[reference_values.vtpm.gce]\nzones = ['z']\n"
 NAMES = f"[reference_values.vtpm]\nak_names = ['000b{ZERO}']\n"
 
 USABLE = {
     "a vTPM": VTPM + NAMES + PCR,
     "a certified vTPM": VTPM + f"[reference_values.vtpm]\nak_roots = ['''{ROOT}''']\n" + PCR,
+    "a vTPM of an instance of Google's": VTPM + f"[reference_values.vtpm]\nak_roots = ['''{ROOT}''']\n" + GCE + PCR,
+    "SEV-SNP endorsed by Google": "[sev-snp]\nunsafe_any_tcb = true\n[sev-snp.launch_endorsement]\nmin_svn = 1\n",
     "any vTPM": VTPM + ANY,
     "a vTPM by SHA-1": VTPM + ANY + "pcr_bank = 'sha1'\nunsafe_allow_sha1 = true\n",
     "a vTPM that hardware names": SNP + VTPM + PCR,
@@ -68,6 +71,11 @@ UNUSABLE: dict[str, tuple[str, str]] = {
     "any AK and one": (VTPM + "unsafe_any_ak = true\n" + NAMES + PCR, "unsafe_any_ak contradicts"),
     "any values and one": (VTPM + "unsafe_any_pcr_values = true\n" + NAMES + PCR, "unsafe_any_pcr_values contradicts"),
     "SHA-1 unsaid": (VTPM + ANY + "pcr_bank = 'sha1'\n", "only with unsafe_allow_sha1 = true"),
+    "an instance that nobody certifies": (VTPM + NAMES + GCE + PCR, "counts only with ak_roots"),
+    "Azure's machine with Google's firmware": (
+        AZURE + VTPM + ANY + SNP.replace("unsafe_any_measurement = true\n", "launch_endorsement = {min_svn = 1}\n"),
+        "Google endorses its own firmware only",
+    ),
     "a PCR without value": (VTPM + NAMES, "rule or value missing for PCR 0"),
     "a value without PCR": (VTPM + NAMES + PCR + f"7 = ['{ZERO}']\n", "rule or value missing for PCR 7"),
     "a PCR by value and by events": (

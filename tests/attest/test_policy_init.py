@@ -5,20 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.attester import evidence_for
 from attest.errors import AttestError, MalformedEvidence, PolicyFormatError
-from attest.evidence import AZURE_HCL_TYPE, HARDWARE, TOKEN, TOKEN_TYPE, TPM_QUOTE, Part
+from attest.evidence import (
+    AZURE_HCL_TYPE,
+    ENDORSEMENTS,
+    HARDWARE,
+    LAUNCH_ENDORSEMENT,
+    LAUNCH_ENDORSEMENT_TYPE,
+    TOKEN,
+    TOKEN_TYPE,
+    TPM_QUOTE,
+    Part,
+    encode_certificates,
+)
 from attest.policy import parse_policy
 from attest.policy_init import Draft, draft_policy
 from attest.testkit.azure import hcl_report, runtime_claims
 from attest.testkit.eventlog import GOOD_TD_BOOT, agile_log, ccel
+from attest.testkit.gcp import endorsement, golden, instance_certificate
 from attest.testkit.snp import SnpPlatform
 from attest.testkit.tdx import TdxPlatform
-from attest.testkit.tokens import maa_claims, sign, space_claims
+from attest.testkit.tokens import fixed_key, maa_claims, sign, space_claims
 from attest.testkit.tpm import SoftwareTpm
 
 from .conftest import CLAIMS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length must be")  # of Google's older root
 
 NOW = 1_800_000_000.0
 SNP, TDX, TPM = SnpPlatform(b"draft"), TdxPlatform(b"draft", version=5), SoftwareTpm()
@@ -28,7 +43,10 @@ class _Machine:
     scheme = "test"
 
     def __init__(self, **parts: Part) -> None:
-        keys = {"hardware": HARDWARE, "quote": TPM_QUOTE, "token": TOKEN}
+        keys = {
+            "hardware": HARDWARE, "quote": TPM_QUOTE, "token": TOKEN, "endorsements": ENDORSEMENTS,
+            "launch": LAUNCH_ENDORSEMENT,
+        }  # fmt: skip
         self._parts = {keys[name]: part for name, part in parts.items()}
 
     def parts(self, _: bytes) -> dict[int, Part]:
@@ -41,6 +59,14 @@ def _bundle(**parts: Part) -> bytes:
 
 def _hardware(body: bytes) -> Part:
     return Part(AZURE_HCL_TYPE, body)
+
+
+def _certified(*keys: Any, **changes: Any) -> Part:
+    return encode_certificates(tuple(instance_certificate(key, **changes).public_bytes(Encoding.DER) for key in keys))
+
+
+def _launch(**changes: Any) -> Part:
+    return Part(LAUNCH_ENDORSEMENT_TYPE, endorsement(golden(**changes)))
 
 
 QUOTE = TPM.parts(bytes(32))[TPM_QUOTE]
@@ -83,6 +109,21 @@ DRAFTS: dict[str, tuple[bytes, str, str, str]] = {
     "TDX in a collection": (
         _bundle(hardware=_hardware(TDX.quote(bytes(64)))), "bundle", "reference_values.tdx.mr_td", "FMSPC",
     ),
+    "SNP that Google endorses": (
+        _bundle(hardware=_hardware(SNP.report(bytes(64))), launch=_launch()), "bundle",
+        "reference_values.sev-snp.measurements", "lead to Google's root",
+    ),
+    "a token beside an endorsement of nothing": (
+        _bundle(token=Part(TOKEN_TYPE, SPACE), launch=_launch()), "bundle", "reference_values.gcp.image_digests", "",
+    ),
+    "a vTPM of an instance": (
+        _bundle(quote=QUOTE, endorsements=_certified(fixed_key(), TPM.key)), "bundle", "reference_values.vtpm.gce",
+        "integrity",
+    ),
+    "a vTPM with a certificate that names none": (
+        _bundle(quote=QUOTE, endorsements=_certified(TPM.key, value=b"")), "bundle", "reference_values.vtpm.ak_names",
+        "integrity",
+    ),
     "a token in a collection": (
         _bundle(token=Part(TOKEN_TYPE, SPACE)), "bundle", "reference_values.gcp.image_digests", "",
     ),
@@ -97,6 +138,16 @@ def test_a_draft_loads_and_says_what_it_could_not_pin(case: str) -> None:
     assert note in "; ".join(draft.notes)
     policy = parse_policy(draft.text)
     assert policy.id == "mine" and all(f"not pinned: {name}" in draft.notes for name in policy.unsafe)
+
+
+def test_what_google_says_of_firmware_and_instance_is_pinned() -> None:
+    for launch, svn in ((_launch(svn=7), 7), (_launch(svn=1), 1)):
+        draft = draft_policy(_bundle(hardware=_hardware(SNP.report(bytes(64))), launch=launch), "mine")
+        rules = parse_policy(draft.text).sev_snp
+        assert rules is not None and rules.launch_endorsement is not None and rules.launch_endorsement.min_svn == svn
+    draft = draft_policy(_bundle(quote=QUOTE, endorsements=_certified(TPM.key)), "mine")
+    values = parse_policy(draft.text).reference_values.vtpm
+    assert values.gce.project_ids == ("project",) and values.gce.instance_ids == ("42",) and len(values.ak_roots) == 2
 
 
 def test_an_hcl_report_of_a_trust_domain() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.attester import evidence_for
 from attest.binding import Expected, ak_report_data, snp_report_data
@@ -17,6 +19,8 @@ from attest.evidence import (
     AZURE_HCL_TYPE,
     ENDORSEMENTS,
     HARDWARE,
+    LAUNCH_ENDORSEMENT,
+    LAUNCH_ENDORSEMENT_TYPE,
     SNP_REPORT_TYPE,
     TDX_QUOTE_TYPE,
     TOKEN,
@@ -30,7 +34,7 @@ from attest.policy import EvidencePolicy, first_report_policy, parse_policy
 from attest.schemes.azure.verify import tdx_part
 from attest.schemes.tdx.abi import parse_quote
 from attest.testkit.azure import hcl_report, runtime_claims
-from attest.testkit.gcp import root, signer_certificate
+from attest.testkit.gcp import endorsement, golden, instance_certificate, root, root_pem, signer_certificate
 from attest.testkit.intel import collateral, tcb_info
 from attest.testkit.snp import SnpPlatform
 from attest.testkit.tdx import TdxPlatform
@@ -229,6 +233,36 @@ def test_a_token_that_brings_its_chain_leads_to_googles_root() -> None:
         return {TOKEN: Part(TOKEN_TYPE, sign(claims, x5c=x5c(signer_certificate(), root())))}
 
     assert _reason(_verifier(first_report_policy("gcp")), make) == "untrusted_chain"
+
+
+def test_googles_word_for_firmware_and_instance() -> None:
+    """Hardware whose measurement Google endorses, beside a vTPM whose certificate names the instance."""
+    kinds = {
+        "sev-snp": ("unsafe_any_tcb = true\n", golden({4: SNP.measurement}), _snp),
+        "tdx": ("unsafe_any_rtmrs = true\n", golden({}, tdx=[(0, 0, bytes.fromhex(MR_TD))]), _tdx),
+    }
+    certificate = instance_certificate(TPM.key).public_bytes(Encoding.DER)
+    pem = json.dumps(root_pem())
+    for table, (more, content, hardware) in kinds.items():
+        policy = parse_policy(
+            f'id = "p"\n[{table}]\n{more}launch_endorsement = {{min_svn = 2}}\n'
+            "[vtpm]\npcrs = [0]\nunsafe_any_pcr_values = true\n"
+            f"[reference_values.{table}]\nlaunch_roots = [{pem}]\n"
+            f"[reference_values.vtpm]\nak_roots = [{pem}]\ngce = {{zones = ['zone-a']}}\n"
+        )
+
+        def make(data_hash: bytes, sent: bytes = endorsement(content), hardware: Any = hardware) -> dict[int, Part]:
+            parts = hardware(_named(data_hash)) | TPM.parts(data_hash)
+            endorsed = encode_certificates((certificate, *SNP.endorsements))
+            return parts | {LAUNCH_ENDORSEMENT: Part(LAUNCH_ENDORSEMENT_TYPE, sent), ENDORSEMENTS: endorsed}
+
+        claims = _appraise(_verifier(policy), make).claims
+        assert (claims["launch_endorsement.changelist"], claims["gce.zone"]) == ("12345", "zone-a")
+        foreign = endorsement(golden({2: b"\x02" * 48}))
+        assert _reason(_verifier(policy), partial(make, sent=foreign)) == "measurement_not_endorsed"
+    assert _reason(_verifier(first_report_policy("vtpm")), lambda h: {
+        **TPM.parts(h), LAUNCH_ENDORSEMENT: Part(LAUNCH_ENDORSEMENT_TYPE, b"x"),
+    }) == "part_unknown"  # fmt: skip
 
 
 # -- compositions and third parties ------------------------------------------------------------------------------------

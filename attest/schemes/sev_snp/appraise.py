@@ -9,6 +9,7 @@ import msgspec
 
 from attest.errors import Mismatch
 from attest.rules import Hex16, Hex32, Hex48, Hex64, Table, require, require_if_listed, require_one_of
+from attest.schemes.gcp import launch as gce
 from attest.schemes.sev_snp.abi import PLATFORM_INFO, GuestPolicy, Report, Tcb, Version
 from attest.schemes.sev_snp.verify import VerifiedReport
 
@@ -45,6 +46,7 @@ class Rules(Table, frozen=True):
     be one and the same unless ``permit_provisional_firmware``. ``allow_``: what the guest policy may let the host do;
     ``require_``: what it must demand. ``platform_info_allowed``: the bits (``abi.PLATFORM_INFO``) that may be set, any
     when left out. ``required_*_mitigations``: bit numbers. ``require_revocation_check``: AMD's list must be handed in.
+    ``launch_endorsement``: Google must have endorsed the measurement, which then need not be listed.
 
     Debug, migration agents and masked chip ids are refused unless their ``unsafe_`` form says otherwise.
     ``unsafe_any_tcb`` and ``unsafe_any_measurement`` skip those comparisons: for a first look at a machine only.
@@ -73,6 +75,7 @@ class Rules(Table, frozen=True):
     require_id_block: bool = False
     require_author_key: bool = False
     require_revocation_check: bool = False
+    launch_endorsement: gce.SnpLaunchRules | None = None
     unsafe_allow_debug: bool = False
     unsafe_allow_migration: bool = False
     unsafe_allow_masked_chip_id: bool = False
@@ -82,7 +85,8 @@ class Rules(Table, frozen=True):
 
 class ReferenceValues(Table, frozen=True):
     """``[reference_values.sev-snp]``: allowed values, lower-case hex; a list that is absent is not compared, except
-    that measurements are required. ``csp_ids`` are the names in VLEKs.
+    that measurements are required unless they are endorsed. ``csp_ids`` are the names in VLEKs. ``launch_roots``: PEM,
+    where launch endorsements may lead; absent, to Google's root.
     """
 
     measurements: tuple[Hex48, ...] = ()
@@ -95,15 +99,17 @@ class ReferenceValues(Table, frozen=True):
     report_ids_ma: tuple[Hex32, ...] = ()
     chip_ids: tuple[Hex64, ...] = ()
     csp_ids: tuple[str, ...] = ()
+    launch_roots: tuple[str, ...] = ()
 
 
 def problems(rules: Rules, reference: ReferenceValues) -> list[str]:
     """What makes these rules unusable, in words: a comparison without values, or with values and told to be skipped."""
     found = []
-    if rules.unsafe_any_measurement == bool(reference.measurements):
-        found.append("sev-snp: give measurements, or unsafe_any_measurement = true, not both")
+    if rules.unsafe_any_measurement == bool(reference.measurements or rules.launch_endorsement):
+        found.append("sev-snp: give measurements or launch_endorsement, or else unsafe_any_measurement = true")
     if rules.unsafe_any_tcb == (rules.min_tcb is not None):
         found.append("sev-snp: give min_tcb, or unsafe_any_tcb = true, not both")
+    found += gce.problems("sev-snp", rules.launch_endorsement, reference.launch_roots)
     if rules.require_id_block and not (reference.id_key_digests or reference.author_key_digests):
         found.append(
             "sev-snp: require_id_block needs id_key_digests or author_key_digests: anybody can make an id block"
@@ -111,9 +117,12 @@ def problems(rules: Rules, reference: ReferenceValues) -> list[str]:
     return found
 
 
-def appraise_report(verified: VerifiedReport, rules: Rules, reference: ReferenceValues) -> tuple[Mismatch, ...]:
-    """Every rule that does not hold."""
+def appraise_report(
+    verified: VerifiedReport, rules: Rules, reference: ReferenceValues, launch: gce.Launch | None = None
+) -> tuple[Mismatch, ...]:
+    """Every rule that does not hold. ``launch``: of the verified endorsement that was handed in for this report."""
     return (
+        *gce.appraise_launch(launch, rules.launch_endorsement),
         *_guest_policy(verified.report.policy, rules),
         *_guest(verified.report, rules, reference),
         *_author_key(verified, rules, reference),
@@ -163,7 +172,8 @@ def _origin(verified: VerifiedReport, rules: Rules, reference: ReferenceValues) 
 def _guest(report: Report, rules: Rules, reference: ReferenceValues) -> tuple[Mismatch, ...]:
     """What was launched, and who says so."""
     measurement = report.measurement.hex()
-    measurements = (measurement,) if rules.unsafe_any_measurement else reference.measurements
+    endorsed = rules.launch_endorsement is not None and not reference.measurements  # by a rule of its own
+    measurements = (measurement,) if rules.unsafe_any_measurement or endorsed else reference.measurements
     id_block = any(report.id_key_digest) or not rules.require_id_block
     return (
         *require_one_of([str(level) for level in rules.vmpl], "vmpl", "vmpl", str(report.vmpl)),

@@ -13,7 +13,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attest.chain import load_certificate
 from attest.errors import MalformedEvidence
 
-__all__ = ["VCEK", "VLEK", "ASK", "ARK", "certificates_of", "encode_table", "parse_table"]
+__all__ = [
+    "ARK",
+    "ASK",
+    "GCE_FIRMWARE",
+    "VCEK",
+    "VLEK",
+    "certificates_of",
+    "encode_table",
+    "launch_endorsement_of",
+    "parse_table",
+]
 
 MAX_TABLE_BYTES = 1 << 18
 _ENTRY = 24
@@ -22,6 +32,7 @@ VCEK = uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd")
 VLEK = uuid.UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
 ASK = uuid.UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")
 ARK = uuid.UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
+GCE_FIRMWARE = uuid.UUID("9f4116cd-c503-4f5a-8f6f-fb68882f4ce2")  # Google's launch endorsement, no certificate
 _ZERO = uuid.UUID(int=0)
 
 
@@ -46,7 +57,7 @@ def parse_table(raw: bytes) -> dict[uuid.UUID, bytes]:
 
 def _guid(raw: bytes) -> uuid.UUID:
     mixed = uuid.UUID(bytes_le=raw)
-    return mixed if mixed in (VCEK, VLEK, ASK, ARK) else uuid.UUID(bytes=raw)
+    return mixed if mixed in (VCEK, VLEK, ASK, ARK, GCE_FIRMWARE) else uuid.UUID(bytes=raw)
 
 
 def certificates_of(raw: bytes) -> tuple[bytes, ...]:
@@ -57,6 +68,11 @@ def certificates_of(raw: bytes) -> tuple[bytes, ...]:
     entries = parse_table(raw) if any(raw) else {}
     found = (entries[guid] for guid in (VCEK, VLEK, ASK) if guid in entries)
     return tuple(load_certificate(entry).public_bytes(Encoding.DER) for entry in found)
+
+
+def launch_endorsement_of(raw: bytes) -> bytes:
+    """Google's endorsement of the firmware that it launched, as its hosts hand it out; b"" where there is none."""
+    return (parse_table(raw) if any(raw) else {}).get(GCE_FIRMWARE, b"")
 
 
 def encode_table(entries: dict[uuid.UUID, bytes]) -> bytes:

@@ -15,9 +15,17 @@ from typing import Any
 
 from attest.binding import snp_report_data
 from attest.errors import AttestError, CollectionFailed
-from attest.evidence import ENDORSEMENTS, HARDWARE, SNP_REPORT_TYPE, Part, encode_certificates
+from attest.evidence import (
+    ENDORSEMENTS,
+    HARDWARE,
+    LAUNCH_ENDORSEMENT,
+    LAUNCH_ENDORSEMENT_TYPE,
+    SNP_REPORT_TYPE,
+    Part,
+    encode_certificates,
+)
 from attest.schemes.sev_snp.abi import REPORT_BYTES, parse_report
-from attest.schemes.sev_snp.certtable import certificates_of
+from attest.schemes.sev_snp.certtable import certificates_of, launch_endorsement_of
 from attest.tsm import TSM_DIRECTORY, read_tsm, tsm_available
 
 __all__ = ["SnpCollector", "read_device"]
@@ -59,8 +67,9 @@ class _ExtendedReport(ctypes.Structure):
 class SnpCollector:
     """Collector of scheme "sev-snp". Nothing is touched before the first use. Raises CollectionFailed.
 
-    ``privilege_level``: the VMPL to report at (0 to 3). ``certificates``: DER, leaf first, used when the host gives no
-    table. ``directory``, ``device``: where the kernel's interfaces are; ``ioctl`` stands in for the real one in tests.
+    ``privilege_level``: the VMPL to report at (0 to 3). ``certificates``: DER, leaf first; ``launch_endorsement``:
+    Google's, of the firmware. Each is used when the host's table has none. ``directory``, ``device``: where the
+    kernel's interfaces are; ``ioctl`` stands in for the real one in tests.
     """
 
     scheme = "sev-snp"
@@ -70,6 +79,7 @@ class SnpCollector:
         *,
         privilege_level: int | None = None,
         certificates: Sequence[bytes] = (),
+        launch_endorsement: bytes = b"",
         directory: Path = TSM_DIRECTORY,
         device: Path = SEV_GUEST,
         ioctl: Ioctl = fcntl.ioctl,
@@ -77,6 +87,7 @@ class SnpCollector:
         if privilege_level is not None and not 0 <= privilege_level <= 3:
             raise ValueError("a VMPL is 0 to 3")
         self._level, self._certificates = privilege_level, tuple(certificates)
+        self._launch_endorsement = launch_endorsement
         self._directory, self._device, self._ioctl = directory, device, ioctl
 
     def parts(self, data_hash: bytes) -> dict[int, Part]:
@@ -95,6 +106,7 @@ class SnpCollector:
     def _parts(self, report_data: bytes, report: bytes, table: bytes) -> dict[int, Part]:
         try:
             certificates = certificates_of(table) or self._certificates
+            endorsement = launch_endorsement_of(table) or self._launch_endorsement
             if parse_report(report).report_data != report_data:
                 raise CollectionFailed("the report is over other data than was asked", code="snp_failed")
         except CollectionFailed:
@@ -104,6 +116,8 @@ class SnpCollector:
         parts = {HARDWARE: Part(SNP_REPORT_TYPE, report)}
         if certificates:
             parts[ENDORSEMENTS] = encode_certificates(certificates)
+        if endorsement:
+            parts[LAUNCH_ENDORSEMENT] = Part(LAUNCH_ENDORSEMENT_TYPE, endorsement)
         return parts
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from attest.errors import Mismatch
 from attest.rules import Hex16, Hex48, Table, require, require_if_listed, require_one_of
+from attest.schemes.gcp import launch as gce
 from attest.schemes.tdx.abi import TdReport
 from attest.schemes.tdx.eventlog import VerifiedLog
 from attest.schemes.tdx.verify import VerifiedQuote
@@ -50,8 +51,9 @@ class Rules(Table, frozen=True):
     "TDRelaunchAdvised": the platform is current, and the domain was launched before its TDX module was.
 
     ``grace_period_s``: so long after its level's date an outdated platform counts as if it were not. ``rtmrs``: those
-    whose values are compared. Debug, migratable and service-bound trust domains, and those that let the host inject
-    #VE, are refused unless their ``unsafe_`` form says otherwise; reserved attributes and unknown XFAM bits, always.
+    whose values are compared. ``launch_endorsement``: Google must have endorsed the MRTD, which then need not be
+    listed. Debug, migratable and service-bound trust domains, and those that let the host inject #VE, are refused
+    unless their ``unsafe_`` form says otherwise; reserved attributes and unknown XFAM bits, always.
 
     ``event_log_rtmrs``: those that a CCEL event log, where there is one, must replay to exactly. Leave out what the
     machine measures on when the log has ended; it is not explained then. ``require_secure_boot`` and
@@ -71,6 +73,7 @@ class Rules(Table, frozen=True):
     require_secure_boot: bool = False
     require_exit_boot_services: bool = False
     sgx_types: tuple[Literal["standard", "scalable", "scalable-with-integrity"], ...] = ()
+    launch_endorsement: gce.LaunchRules | None = None
     allow_smt: bool = True
     allow_dynamic_platform: bool = True
     allow_cached_keys: bool = True
@@ -89,9 +92,10 @@ class Rules(Table, frozen=True):
 
 class ReferenceValues(Table, frozen=True):
     """``[reference_values.tdx]``: allowed values, lower-case hex as the fields' bytes stand in the quote; a list that
-    is absent is not compared, except that ``mr_td`` and a value for each RTMR of the rules are required, and that a TD
-    bound to a service TD is refused without ``mr_service_td``. In place of an RTMR's values, ``event_digests`` has the
-    digests of which any may have been measured into it, for RTMRs whose events differ in order or number between boots.
+    is absent is not compared, except that ``mr_td`` (unless it is endorsed) and a value for each RTMR of the rules are
+    required, and that a TD bound to a service TD is refused without ``mr_service_td``. In place of an RTMR's values,
+    ``event_digests`` has the digests of which any may have been measured into it, for RTMRs whose events differ in
+    order or number between boots. ``launch_roots``: PEM, where launch endorsements may lead; absent, to Google's root.
     """
 
     mr_td: tuple[Hex48, ...] = ()
@@ -108,6 +112,7 @@ class ReferenceValues(Table, frozen=True):
     xfam: tuple[Hex8, ...] = ()
     fmspcs: tuple[Hex6, ...] = ()
     ppids: tuple[Hex16, ...] = ()
+    launch_roots: tuple[str, ...] = ()
 
 
 _LISTED = (
@@ -119,8 +124,9 @@ _LISTED = (
 def problems(rules: Rules, reference: ReferenceValues) -> list[str]:
     """What makes these rules unusable, in words: a comparison without values, or with values and told to be skipped."""
     found = []
-    if rules.unsafe_any_mr_td == bool(reference.mr_td):
-        found.append("tdx: give mr_td, or unsafe_any_mr_td = true, not both")
+    if rules.unsafe_any_mr_td == bool(reference.mr_td or rules.launch_endorsement):
+        found.append("tdx: give mr_td or launch_endorsement, or else unsafe_any_mr_td = true")
+    found += gce.problems("tdx", rules.launch_endorsement, reference.launch_roots)
     given = reference.rtmr_values.keys() | reference.event_digests.keys()
     if rules.unsafe_any_rtmrs == bool(rules.rtmrs or given):
         found.append("tdx: give rtmrs and rtmr_values (or event_digests), or unsafe_any_rtmrs = true, not both")
@@ -145,12 +151,14 @@ def appraise_quote(
     log: VerifiedLog | None = None,
     *,
     log_comes_later: bool = False,
+    launch: gce.Launch | None = None,
 ) -> tuple[Mismatch, ...]:
     """Every rule that does not hold. ``log_comes_later``: rules that need an event log are left to the evidence that
-    follows this one.
+    follows this one. ``launch``: of the verified endorsement that was handed in for this quote.
     """
     report = verified.quote.report
-    mismatches = (
+    mismatches = gce.appraise_launch(launch, rules.launch_endorsement)
+    mismatches += (
         _attributes(report, rules) + _service_td(report, rules, reference) + _measurements(report, rules, reference)
     )
     if not log_comes_later:
@@ -186,7 +194,8 @@ def _service_td(report: TdReport, rules: Rules, reference: ReferenceValues) -> t
 
 def _measurements(report: TdReport, rules: Rules, reference: ReferenceValues) -> tuple[Mismatch, ...]:
     mismatches: tuple[Mismatch, ...] = ()
-    if not rules.unsafe_any_mr_td:
+    endorsed = rules.launch_endorsement is not None and not reference.mr_td  # by a rule of its own
+    if not (rules.unsafe_any_mr_td or endorsed):
         mismatches += require_one_of(reference.mr_td, "mr_td", "mr_td", report.mr_td.hex())
     if not rules.unsafe_any_rtmrs:
         mismatches += require(bool(rules.rtmrs), "rtmr", "rtmr", "values to compare", "none in the policy")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attest.binding import snp_report_data
 from attest.errors import AttestError, CollectionFailed
-from attest.evidence import HARDWARE, TDX_QUOTE_TYPE, Part
+from attest.evidence import HARDWARE, LAUNCH_ENDORSEMENT, LAUNCH_ENDORSEMENT_TYPE, TDX_QUOTE_TYPE, Part
 from attest.schemes.tdx.abi import TDREPORT_BYTES, parse_quote
 from attest.tsm import TSM_DIRECTORY, read_tsm
 
@@ -30,7 +30,8 @@ class TdxCollector:
     """Collector of scheme "tdx". Nothing is touched before the first use. Raises CollectionFailed.
 
     ``quote_service``: makes a quote of a TDREPORT (1024 bytes); without it, configfs-tsm under ``directory`` does.
-    ``device``, ``ioctl``: the guest device and what stands in for the real call in tests.
+    ``launch_endorsement``: Google's, of the firmware, sent along. ``device``, ``ioctl``: the guest device and what
+    stands in for the real call in tests.
     """
 
     scheme = "tdx"
@@ -39,10 +40,12 @@ class TdxCollector:
         self,
         *,
         quote_service: Callable[[bytes], bytes] | None = None,
+        launch_endorsement: bytes = b"",
         directory: Path = TSM_DIRECTORY,
         device: Path = TDX_GUEST,
         ioctl: Ioctl = fcntl.ioctl,
     ) -> None:
+        self._launch_endorsement = launch_endorsement
         self._service, self._directory, self._device, self._ioctl = quote_service, directory, device, ioctl
 
     def parts(self, data_hash: bytes) -> dict[int, Part]:
@@ -61,7 +64,10 @@ class TdxCollector:
             raise CollectionFailed(f"the machine's own quote is malformed: {error}", code="tdx_failed") from error
         if quote.report.report_data != report_data:
             raise CollectionFailed("the quote is over other data than was asked", code="tdx_failed")
-        return {HARDWARE: Part(TDX_QUOTE_TYPE, raw[: quote.size])}
+        parts = {HARDWARE: Part(TDX_QUOTE_TYPE, raw[: quote.size])}
+        if self._launch_endorsement:
+            parts[LAUNCH_ENDORSEMENT] = Part(LAUNCH_ENDORSEMENT_TYPE, self._launch_endorsement)
+        return parts
 
 
 def read_tdreport(report_data: bytes, *, device: Path = TDX_GUEST, ioctl: Ioctl = fcntl.ioctl) -> bytes:

@@ -9,6 +9,7 @@ import msgspec
 from attest.errors import Mismatch
 from attest.eventlog import exited_boot_services
 from attest.rules import Table, require, require_if_listed, require_one_of
+from attest.schemes.gcp.certificate import Instance, Instances, appraise_instance
 from attest.schemes.vtpm.eventlog import VerifiedLog
 from attest.schemes.vtpm.verify import VerifiedQuote
 
@@ -50,13 +51,14 @@ class ReferenceValues(Table, frozen=True):
     each PCR of the rules its allowed values, or the digests of which any may have been measured into it
     (``event_digests``, for PCRs whose order or number of events differs between boots). With both names and roots, an
     AK must satisfy both. Roots alone accept every machine whose AK they certify: all of a cloud's customers, told apart
-    by PCR values only.
+    by PCR values only, on Google Cloud also by ``gce``: the instance that the AK's certificate names.
     """
 
     ak_names: tuple[AkName, ...] = ()
     ak_roots: tuple[str, ...] = ()
     pcr_values: dict[PcrKey, tuple[Digest, ...]] = msgspec.field(default_factory=dict)
     event_digests: dict[PcrKey, tuple[Digest, ...]] = msgspec.field(default_factory=dict)
+    gce: Instances = Instances()
 
 
 def appraise_quote(
@@ -66,12 +68,15 @@ def appraise_quote(
     log: VerifiedLog | None = None,
     *,
     log_comes_later: bool = False,
+    instance: Instance | None = None,
 ) -> tuple[Mismatch, ...]:
-    """Every rule that does not hold. AK certificates are the verifier's work, by ``verify_ak_certificate``.
+    """Every rule that does not hold. AK certificates are the verifier's work, by ``verify_ak_certificate``; of the
+    verified one, ``instance`` is what it names.
 
     ``log_comes_later``: rules that need an event log are left to the evidence that follows this one.
     """
     mismatches = require_if_listed(reference.ak_names, "ak_not_pinned", "ak.name", verified.ak_name)
+    mismatches += appraise_instance(instance, reference.gce)
     mismatches += require(rules.unsafe_allow_sha1 or not verified.weak, "sha1", "tpm.sha1", "false", "true")
     values = verified.pcrs.get(rules.pcr_bank, {})
     for index in rules.pcrs:

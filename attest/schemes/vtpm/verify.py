@@ -40,6 +40,7 @@ from attest.schemes.vtpm.abi import (
 __all__ = [
     "AkKey",
     "VerifiedQuote",
+    "ak_certificate",
     "ak_name",
     "load_ak",
     "verify_ak_certificate",
@@ -156,10 +157,15 @@ def verify_ak_certificate(
     Gives the earliest end of validity, Unix seconds. Proves that the roots' owner vouches for this AK; *which* machine
     it is in is not checked. Raises VerificationFailed (``ak_not_certified``, ``untrusted_chain``) or Stale.
     """
-    leaf = next((c for c in certificates if c.public_key() == verified.key), None)
-    if leaf is None:
-        raise VerificationFailed("no certificate for the AK was handed in", code="ak_not_certified")
-    return verify_chain(leaf, certificates, roots, now)
+    return verify_chain(ak_certificate(verified.key, certificates), certificates, roots, now)
+
+
+def ak_certificate(key: AkKey, certificates: Sequence[x509.Certificate]) -> x509.Certificate:
+    """The first certificate of ``key``, unverified; VerificationFailed (``ak_not_certified``) when there is none."""
+    for certificate in certificates:
+        if certificate.public_key() == key:
+            return certificate
+    raise VerificationFailed("no certificate for the AK was handed in", code="ak_not_certified")
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attest.chain import load_certificate
-from attest.errors import AttestError, MalformedEvidence
+from attest.errors import AttestError, EndorsementUnavailable, MalformedEvidence
 from attest.eventlog import parse_event_log, replay
 from attest.schemes.gcp.attestation import parse_attestation
 from attest.schemes.gcp.certificate import instance_of, verify_vtpm_certificate
-from attest.schemes.gcp.endorsement import (
-    check_snp_measurement,
-    check_tdx_measurement,
-    pinned_root,
-    read_unverified,
-    verify_endorsement,
-)
+from attest.schemes.gcp.endorsement import read_unverified, verify_endorsement
 from attest.schemes.gcp.protobuf import fields_of, map_of, number, one
 from attest.schemes.sev_snp.abi import parse_report
 from attest.schemes.vtpm.abi import encode_quote_part
@@ -40,24 +35,24 @@ WEAK, OTHER = fixed_key("weak"), fixed_key("service-other")
 
 
 def test_accepted() -> None:
-    verified = verify_endorsement(GOOD, ROOTS, NOW)
-    assert check_snp_measurement(verified, b"\x04" * 48) == 4
-    assert check_snp_measurement(verified, b"\x04" * 48, 4) == 4
-    assert check_tdx_measurement(verified, b"\x0d" * 48).early_accept
+    verified = verify_endorsement(GOOD, NOW, roots=ROOTS)
+    assert (verified.snp[4], verified.tdx[0].mrtd) == (b"\x04" * 48, b"\x0d" * 48)
     assert (verified.snp_svn, verified.tdx_svn, verified.timestamp) == (3, 2, 1_760_000_000)
-    assert verify_endorsement(endorsement(golden(tdx=())), ROOTS, NOW).tdx == ()
-    assert verify_endorsement(endorsement(golden(bundle=b"")), ROOTS, NOW).snp == verified.snp
+    assert (verified.digest, verified.commit) == (hashlib.sha256(GOOD).hexdigest(), b"")
+    assert verify_endorsement(endorsement(golden(tdx=())), NOW, roots=ROOTS).tdx == ()
+    assert verify_endorsement(endorsement(golden(bundle=b"")), NOW, roots=ROOTS).snp == verified.snp
+    assert verify_endorsement(endorsement(golden(commit=b"c" * 20)), NOW, roots=ROOTS).commit == b"c" * 20
     assert read_unverified(GOOD).snp == verified.snp
 
 
-@pytest.mark.parametrize(("measurement", "vcpus"), [(b"\x05" * 48, None), (b"\x04" * 48, 2), (b"", None)])
-def test_measurements_that_are_not_endorsed(measurement: bytes, vcpus: int | None) -> None:
-    verified = verify_endorsement(GOOD, ROOTS, NOW)
-    with pytest.raises(AttestError) as caught:
-        check_snp_measurement(verified, measurement, vcpus)
-    assert caught.value.code == "measurement_not_endorsed"
-    with pytest.raises(AttestError):
-        check_tdx_measurement(verified, measurement)
+def test_googles_root_is_known_by_its_hash_whoever_hands_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = endorsement(golden(bundle=b""))
+    for raw, certificates in ((GOOD, ROOTS), (bare, ROOTS), (bare, ())):
+        with pytest.raises(EndorsementUnavailable) as caught:
+            verify_endorsement(raw, NOW, certificates=certificates)
+        assert caught.value.code == "launch_root_missing"
+    monkeypatch.setattr("attest.schemes.gcp.endorsement.tcb_root_sha256", root().fingerprint(hashes.SHA256()).hex())
+    assert verify_endorsement(GOOD, NOW) and verify_endorsement(bare, NOW, certificates=ROOTS)
 
 
 REFUSED: dict[str, tuple[bytes, str]] = {
@@ -72,6 +67,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "vCPU count twice": (endorsement(golden([(4, b"\x04" * 48), (4, b"\x05" * 48)])), "malformed_evidence"),
     "no measurement": (endorsement(golden({}, tdx=())), "malformed_evidence"),
     "firmware digest short": (endorsement(golden(digest=b"x")), "malformed_evidence"),
+    "long commit": (endorsement(golden(commit=bytes(65))), "malformed_evidence"),
+    "bundle of nine": (
+        endorsement(golden(bundle=root().public_bytes(Encoding.PEM) * 9)), "malformed_evidence",
+    ),
     "certificate twice": (endorsement(golden(extra=field(4, b"x"))), "malformed_evidence"),
     "TDX entry is a number": (endorsement(golden(tdx=(), extra=field(8, field(2, 1)))), "malformed_evidence"),
     "no signature": (field(1, golden()), "malformed_evidence"),
@@ -85,20 +84,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 def test_one_thing_wrong(name: str) -> None:
     raw, code = REFUSED[name]
     with pytest.raises(AttestError) as caught:
-        verify_endorsement(raw, ROOTS, NOW)
+        verify_endorsement(raw, NOW, roots=ROOTS)
     assert caught.value.code == code, caught.value
 
 
-def test_a_root_of_that_hash_is_googles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attest.schemes.gcp.endorsement.tcb_root_sha256", root().fingerprint(hashes.SHA256()).hex())
-    for encoding in (Encoding.PEM, Encoding.DER):
-        assert pinned_root(root().public_bytes(encoding)) == root()
-
-
-def test_the_real_root_is_pinned_by_hash() -> None:
-    with pytest.raises(AttestError) as caught:
-        pinned_root(root().public_bytes(Encoding.PEM))
-    assert caught.value.code == "untrusted_root"
+def test_a_bundle_is_counted_before_it_is_read() -> None:
+    junk = b"x-----END CERTIFICATE-----" * 9
+    with pytest.raises(MalformedEvidence, match="bundle of 9"):
+        verify_endorsement(endorsement(golden(bundle=junk)), NOW, roots=ROOTS)
     with pytest.raises(MalformedEvidence):
         read_unverified(bytes(70_000))
 
@@ -106,10 +99,10 @@ def test_the_real_root_is_pinned_by_hash() -> None:
 def test_every_byte_of_an_endorsement_counts() -> None:
     for at in range(0, len(GOOD), 5):
         with pytest.raises(AttestError):
-            verify_endorsement(GOOD[:at] + bytes((GOOD[at] ^ 4,)) + GOOD[at + 1 :], ROOTS, NOW)
+            verify_endorsement(GOOD[:at] + bytes((GOOD[at] ^ 4,)) + GOOD[at + 1 :], NOW, roots=ROOTS)
     for length in range(len(GOOD)):
         with pytest.raises(AttestError):
-            verify_endorsement(GOOD[:length], ROOTS, NOW)
+            verify_endorsement(GOOD[:length], NOW, roots=ROOTS)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +156,14 @@ def test_the_instance_of_a_certificate() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [b"\x05\x00", b"\x30\x00", b"\x30\x01", b"\x30\x03\x0c\x01a", b"\x30\x00\x30\x00",
+    [b"\x30\x18\x0c\x01a\x02\x0a\x01" + bytes(9) + b"\x0c\x01a\x02\x01\x01\x0c\x01a",
+     b"\x05\x00", b"\x30\x00", b"\x30\x01", b"\x30\x03\x0c\x01a", b"\x30\x00\x30\x00",
      b"\x30\x0f\x0c\x01\xff\x02\x01\x01\x0c\x01a\x02\x01\x01\x0c\x01a"],
 )  # fmt: skip
 def test_instances_that_are_none(value: bytes) -> None:
     with pytest.raises(MalformedEvidence):
         instance_of(instance_certificate(AK, value))
+    assert instance_of(instance_certificate(AK, b"")) is None
 
 
 @pytest.mark.parametrize("name", ["akcert.pem", "ekcert.pem"])
@@ -222,13 +217,11 @@ def test_the_synthetic_endorsement_of_the_vectors(vectors: Path) -> None:
     """Made with gce-tcb-verifier's development keys: endorses the measurement of a report, not for Google's root."""
     folder = vectors / "gcp/gce-tcb-verifier"
     raw, dev_root = (folder / "synthetic_endorsement.binarypb").read_bytes(), (folder / "root.crt").read_bytes()
-    verified = verify_endorsement(raw, [load_certificate(dev_root)], 1_795_000_000.0)
+    verified = verify_endorsement(raw, 1_795_000_000.0, roots=[load_certificate(dev_root)])
     assert verified.snp_policy == 0x70000
-    (measurement,) = verified.snp.values()
-    assert check_snp_measurement(verified, measurement, 4) == 4
-    for bad_root in (dev_root,):
-        with pytest.raises(AttestError) as caught:
-            pinned_root(bad_root)
-        assert caught.value.code == "untrusted_root"
+    ((vcpus, measurement),) = verified.snp.items()
+    assert vcpus == 4
+    with pytest.raises(EndorsementUnavailable):
+        verify_endorsement(raw, 1_795_000_000.0, certificates=[load_certificate(dev_root)])
     reports = [path for path in (vectors / "snp").rglob("*.bin") if path.stat().st_size == 1184]
     assert any(parse_report(path.read_bytes()).measurement == measurement for path in reports)

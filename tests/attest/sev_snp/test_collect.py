@@ -14,7 +14,13 @@ import pytest
 from attest.attester import Collector
 from attest.binding import Expected
 from attest.errors import AttestError, CollectionFailed, MalformedEvidence
-from attest.evidence import ENDORSEMENTS, decode_certificates
+from attest.evidence import (
+    ENDORSEMENTS,
+    LAUNCH_ENDORSEMENT,
+    LAUNCH_ENDORSEMENT_TYPE,
+    Part,
+    decode_certificates,
+)
 from attest.policy import first_report_policy
 from attest.schemes.sev_snp.abi import REPORT_BYTES
 from attest.schemes.sev_snp.certtable import (
@@ -61,6 +67,16 @@ def test_certificates_of_the_configuration_when_the_host_has_none(tmp_path: Path
         assert ENDORSEMENTS not in SnpCollector(directory=tsm.path).parts(HASH)
         parts = SnpCollector(directory=tsm.path, certificates=SNP.endorsements).parts(HASH)
     assert decode_certificates(parts[ENDORSEMENTS].body) == SNP.endorsements
+
+
+def test_googles_endorsement_from_the_host_or_the_configuration(tmp_path: Path) -> None:
+    for handed, own, sent in ((b"host's", b"own", b"host's"), (b"", b"own", b"own"), (b"host's", b"", b"host's")):
+        with TsmDirectory(tmp_path / "r", "sev_guest", snp_responder(SNP, launch_endorsement=handed)) as tsm:
+            parts = SnpCollector(directory=tsm.path, launch_endorsement=own).parts(HASH)
+        assert parts[LAUNCH_ENDORSEMENT] == Part(LAUNCH_ENDORSEMENT_TYPE, sent)
+        assert decode_certificates(parts[ENDORSEMENTS].body) == SNP.endorsements
+    with TsmDirectory(tmp_path / "r", "sev_guest", snp_responder(SNP, with_table=False)) as tsm:
+        assert LAUNCH_ENDORSEMENT not in SnpCollector(directory=tsm.path).parts(HASH)
 
 
 @pytest.mark.parametrize("answer", [b"x", SNP.report(bytes(64)), SNP.report(HASH + bytes(32))[:-1]])

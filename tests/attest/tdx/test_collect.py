@@ -10,7 +10,7 @@ import pytest
 from attest.attester import Collector
 from attest.binding import Expected
 from attest.errors import CollectionFailed
-from attest.evidence import HARDWARE
+from attest.evidence import HARDWARE, LAUNCH_ENDORSEMENT, LAUNCH_ENDORSEMENT_TYPE, Part
 from attest.policy import first_report_policy
 from attest.schemes.tdx.collect import TDX_CMD_GET_REPORT0, TdxCollector, read_tdreport
 from attest.testkit.intel import collateral
@@ -39,6 +39,13 @@ def test_through_configfs(tmp_path: Path, expected: Expected, evidence: Callable
     verifier = Verifier(first_report_policy("tdx"), allow_simulated=True)
     result = verifier.appraise(raw, expected, now=NOW, endorsements=[collateral()])
     assert (result.platform, result.claims["ppid"]) == ("simulated-tdx", TDX.info.ppid.hex())
+
+
+def test_googles_endorsement_goes_along(tmp_path: Path) -> None:
+    with TsmDirectory(tmp_path / "report", "tdx_guest", tdx_responder(TDX)) as tsm:
+        parts = TdxCollector(directory=tsm.path, launch_endorsement=b"google's").parts(HASH)
+        assert LAUNCH_ENDORSEMENT not in TdxCollector(directory=tsm.path).parts(HASH)
+    assert parts[LAUNCH_ENDORSEMENT] == Part(LAUNCH_ENDORSEMENT_TYPE, b"google's")
 
 
 @pytest.mark.parametrize("answer", [b"x", TDX.quote(bytes(64)), QUOTE[:-1]])
