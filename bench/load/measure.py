@@ -14,6 +14,8 @@ from bench.load.systems import OTHERS, BenchError, System
 from bench.processes import cpu_s
 
 CONNECTIONS = 32
+WORKER_CONNECTIONS = 16  # of each worker, where several are compared with one
+MIN_SENT = 0.97  # of what was to be sent at a fixed rate
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,18 @@ def latencies_us(
         "-d", str(request.body), "-H", "content-type: application/json", "-H", f"authorization: {authorization}", url,
     )  # fmt: skip
     return parse_h2load(log.read_text(), system.name)
+
+
+def even_load(system: System, request: Request, seconds: int, scratch: Path, rps: float) -> float:
+    """CPU, microseconds per request, at ``rps`` for each worker. BenchError when less than that was sent."""
+    os.sync()
+    meter = Meter(system)
+    total, connections = rps * system.workers, WORKER_CONNECTIONS * system.workers
+    times = latencies_us(system, request, seconds, scratch, rps=total, connections=connections)
+    meter.stop()
+    if len(times) < MIN_SENT * total * seconds:
+        raise BenchError(f"{system.name}: {len(times) / seconds:,.0f} of {total:,.0f} requests/s: h2load fell behind")
+    return sum(meter.used_s.values()) / len(times) * 1e6
 
 
 def parse_h2load(log: str, name: str) -> list[int]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
+from bench import processes
 from bench.load import measure, systems
-from bench.load.summary import Figures
+from bench.load.summary import Figures, one_of
 from bench.load.systems import System, Variant
 from bench.report import interleaved
 from tests.support.mesh import make_tenant
@@ -47,6 +48,7 @@ class Run:
                 interleaved(running, rounds, self._latency)
                 plain = [stack.enter_context(systems.direct(port)), *(s for s in running if s.group == "plain")]
                 interleaved(plain, rounds, self._one_connection)
+            self._evenly(running, rounds)
 
     def paced(self, rounds: int, variants: Sequence[Variant], streams: int, rate: float) -> None:
         """Event streams at a reader's pace: CPU per event, and how much later each event comes than without gateway."""
@@ -87,6 +89,25 @@ class Run:
         for name in system.measured:
             self._note(name, p50_us=measure.quantile(times, 0.5), p99_us=measure.quantile(times, 0.99))
 
+    def _evenly(self, running: Sequence[System], rounds: int) -> None:
+        """Several workers beside one: every worker has the same load, and all may use the same cores. At full speed a
+        worker that is not the limit has fewer requests in a turn of its loop, and pays for more turns."""
+        rates: dict[str, float] = {}  # of each worker
+        for system in running:
+            one = one_of(system.name)
+            if one != system.name and one in self.figures and system.workers <= system.cores:
+                rates[one] = rates[system.name] = EVEN_SHARE * median(self.figures[one]["rps"])
+        pairs = [system for system in running if system.name in rates]
+        for system in pairs:
+            processes.allow(system.measured[system.name], {0, 1})
+
+        def measured(system: System) -> None:
+            cpu_us = measure.even_load(system, self._request, self._seconds, self.scratch, rates[system.name])
+            self._note(system.name, even_cpu_us=cpu_us)
+
+        if pairs:
+            interleaved(pairs, rounds, measured)
+
     def _one_connection(self, system: System) -> None:
         times = measure.latencies_us(system, self._request, self._seconds, self.scratch, connections=1)
         for name in system.measured:
@@ -101,6 +122,7 @@ class Run:
             self._note(name, frame_p50_us=got.p50_us, frame_p99_us=got.p99_us, **cost)
 
 
+EVEN_SHARE = 0.4  # of what one worker can do: two of them leave room for the generator beside them
 MAX_TOOL_BUSY = 0.45  # of the core that reader and server of paced streams share
 
 

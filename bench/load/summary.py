@@ -54,16 +54,22 @@ def summary(
 
 
 def scaling(rows: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """For each row of several workers, against the same with one: requests/s, CPU per request, and whether the gateway
-    was the limit in both. Where it was not, only the CPU says how it scales."""
+    """For each row of several workers, against the same with one: requests/s, CPU per request at full speed and with
+    the same load for every worker, and whether the gateway was the limit in both. Where it was not, the CPU at the same
+    load says how it scales."""
     found = {}
     for name, row in rows.items():
-        one = rows.get(re.sub(r", \d+ workers$", "", name))
+        one = rows.get(one_of(name))
         if one is None or one is row or "rps" not in row:
             continue
-        times = {kind: _ratio_of(row, one, kind) for kind in ("rps", "cpu_us")}
+        times = {kind: _ratio_of(row, one, kind) for kind in ("rps", "cpu_us", "even_cpu_us") if kind in row}
         found[name] = {**times, "gateway_was_the_limit": min(row["busy"]["median"], one["busy"]["median"]) >= MIN_BUSY}
     return found
+
+
+def one_of(name: str) -> str:
+    """The row of the same with one worker."""
+    return re.sub(r", \d+ workers$", "", name)
 
 
 def _ratio_of(row: Mapping[str, Any], one: Mapping[str, Any], kind: str) -> float:
@@ -123,9 +129,9 @@ def table(result: Result) -> str:
         lines.append(">: the gateway was not the limit: its requests/s are a lower bound, its CPU per request holds.")
     for name, times in result["scaling"].items():
         limit = "" if times["gateway_was_the_limit"] else ", which generator or upstream limited"
-        lines.append(
-            f"{name}: {times['rps']:.2f} times the requests/s of one{limit}; CPU per request {times['cpu_us']:.2f}."
-        )
+        even = f", with the same load a worker {times['even_cpu_us']:.2f}" if "even_cpu_us" in times else ""
+        cpu = f"CPU per request {times['cpu_us']:.2f}{even}"
+        lines.append(f"{name}: {times['rps']:.2f} times the requests/s of one{limit}; {cpu}.")
     for group, rate in sorted(result.get("latency_rps", {}).items()):
         lines.append(f"Latency, {group} upstream: at {rate:,} requests/s.")
     lines += [f"Not run: {name}: {why}." for name, why in result.get("absent", {}).items()]

@@ -35,7 +35,7 @@ class BenchError(Exception):
 class System:
     """A running gateway. ``measured``: name of a row to the process whose tree is charged for it; 0 is nobody.
     ``against``: the row of nginx in the same place, for each of its rows. ``path`` and ``authorization`` replace the
-    run's own where a gateway wants others. ``cores``: how many it may use."""
+    run's own where a gateway wants others. ``cores``: how many it may use. ``workers``: what serves requests in it."""
 
     name: str
     url: str
@@ -44,6 +44,7 @@ class System:
     path: str = ""
     authorization: str = ""
     cores: int = 1
+    workers: int = 1
 
     @property
     def group(self) -> str:
@@ -193,7 +194,7 @@ def cube_mesh(scratch: Path, upstream_port: int, tenant: Tenant, variant: Varian
     with Node("proxy", config, directory, launcher=pin, environ=environ) as node:
         node.wait_ready()
         rows = {variant.name: node.pid}
-        yield System(variant.name, node.url, rows, {variant.name: PLAIN}, cores=cores)
+        yield System(variant.name, node.url, rows, {variant.name: PLAIN}, cores=cores, workers=variant.workers)
     check_trail(variant, directory)
 
 

@@ -80,12 +80,13 @@ def test_requests_of_a_gateway_that_was_not_the_limit_are_a_lower_bound() -> Non
 
 @pytest.mark.parametrize(("busy", "limit"), [(0.95, True), (0.5, False)])
 def test_two_workers_are_compared_with_one(busy: float, limit: bool) -> None:
-    two = {"rps": [54_000.0] * 9, "cpu_us": [22.0] * 9, "busy": [busy] * 9}
-    known = {**figures(), "cube-mesh, 2 workers": two}
+    two = {"rps": [54_000.0] * 9, "cpu_us": [22.0] * 9, "busy": [busy] * 9, "even_cpu_us": [31.5] * 9}
+    known = {**figures(cube_mesh={"even_cpu_us": [30.0] * 9}), "cube-mesh, 2 workers": two}
     result = summary(known, {**AGAINST, "cube-mesh, 2 workers": "nginx"}, must_be_fast=True)
-    times = {"rps": pytest.approx(1.8), "cpu_us": pytest.approx(1.0)}
+    times = {"rps": pytest.approx(1.8), "cpu_us": pytest.approx(1.0), "even_cpu_us": pytest.approx(1.05)}
     assert result["scaling"] == {"cube-mesh, 2 workers": {**times, "gateway_was_the_limit": limit}}
     assert ("generator or upstream limited" in table(result)) != limit
+    assert "with the same load a worker 1.05." in table(result)
 
 
 def test_added_is_taken_round_by_round() -> None:
