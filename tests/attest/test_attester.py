@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace
 
 from attest.attester import Closing, Collector, HardwareCollector, NoEvidence, WithTpm, evidence_for
-from attest.binding import Expected
+from attest.binding import Expected, decode_claims
 from attest.errors import AttestError, CollectionFailed
 from attest.evidence import (
     ENDORSEMENTS,
@@ -88,6 +88,11 @@ def test_a_report_that_does_not_name_the_key_does_not_fit(machine: Machine, expe
     with pytest.raises(AttestError) as caught:
         machine.verifier().appraise(encode_evidence(mixed), expected, now=NOW, endorsements=machine.endorsements)
     assert caught.value.code == "report_data"
+
+
+def test_claims_alone() -> None:
+    alone = decode_evidence(evidence_for(NoEvidence(), CLAIMS))
+    assert decode_claims(alone.claims) == CLAIMS and alone.parts == {}
 
 
 def test_what_is_held_is_let_go() -> None:
