@@ -7,10 +7,10 @@ import msgspec
 from attest.errors import VerificationFailed
 from attest.eventlog import (
     EV_EFI_VARIABLE_BOOT,
+    EV_NO_ACTION,
     EventLog,
     parse_event_log,
     prove,
-    replay,
     secure_boot,
     separators,
 )
@@ -63,7 +63,8 @@ def verify_event_log(raw_log: bytes, quote: VerifiedQuote) -> VerifiedLog:
         raise VerificationFailed("no bank is both quoted and logged", code="event_log_bank")
     alg = _ALGORITHMS[bank]
     quoted = quote.pcrs[bank]
-    covered = tuple(sorted(replay(log, alg).keys() & quoted.keys()))
+    measured = {event.index for event in log.events if event.type != EV_NO_ACTION}
+    covered = tuple(sorted(measured & quoted.keys()))
     proven = prove(log, alg, {index: bytes.fromhex(quoted[index]) for index in covered}, "PCR {}".format)
     counts = {index: _separators(proven, index, alg) for index in covered if index in _FIRMWARE_PCRS}
     twice = [index for index, count in counts.items() if count > 1]
