@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec.structs import replace
 
@@ -20,6 +21,7 @@ from attest.evidence import AZURE_HCL_TYPE, HARDWARE, SNP_REPORT_TYPE, TDX_QUOTE
 from attest.offline import Case, Verdict, judge
 from attest.policy import parse_policy
 from attest.schemes.azure.verify import AK_EKU
+from attest.schemes.tdx.abi import parse_quote
 from attest.schemes.vtpm.abi import BANK_NAMES, Alg, decode_quote_part
 from attest.testkit import gcp
 from attest.testkit.azure import hcl_report, runtime_claims
@@ -50,6 +52,8 @@ def _roots_of_the_testkit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attest.schemes.tdx.verify.intel_roots", simulated_intel_roots)
     monkeypatch.setattr("attest.schemes.azure.verify.azure_roots", lambda: (ROOT,))
     monkeypatch.setattr("attest.schemes.gcp.certificate.vtpm_roots", lambda: (gcp.root(),))
+    fingerprint = gcp.root().fingerprint(hashes.SHA256()).hex()
+    monkeypatch.setattr("attest.schemes.gcp.endorsement.tcb_root_sha256", fingerprint)
     monkeypatch.setattr("attest.schemes.gcp.token.confidential_space_roots", lambda: (gcp.root(),))
 
 
@@ -118,6 +122,30 @@ def test_the_log_of_a_trust_domain() -> None:
     assert _reasons(_tdx(event_log=TD_LOG, evidence=TdxPlatform(b"cases").quote(DATA))) == ["event_log_replay"]
     rules = _policy("[tdx]\nunsafe_any_mr_td = true\nunsafe_any_rtmrs = true\n")
     assert _accepted(_tdx(event_log=TD_LOG, policy=rules)).policy_id == "p"
+
+
+MR_TD = parse_quote(TD.quote(DATA)).report.mr_td
+ANY_LAUNCH = {
+    _snp: "[sev-snp]\nunsafe_any_tcb = true\nunsafe_any_measurement = true\n",
+    _tdx: "[tdx]\nunsafe_any_mr_td = true\nunsafe_any_rtmrs = true\n",
+}
+
+
+def _golden(**changes: Any) -> bytes:
+    return gcp.golden({4: SNP.measurement}, tdx=[(0, 1, MR_TD)], **changes)
+
+
+@pytest.mark.parametrize("make", [_snp, _tdx])
+def test_a_launch_endorsement_that_is_handed_in(make: Any) -> None:
+    """The built-in policy looks at it; a policy of one's own that does not ask is not silent about it."""
+    files = make().endorsements
+    ours, others = gcp.endorsement(_golden()), gcp.endorsement(gcp.golden())
+    assert "launch_endorsement.svn" in _accepted(make(endorsements=(*files, ours))).claims
+    assert _reasons(make(endorsements=(*files, others))) == ["measurement_not_endorsed"]
+    ends = gcp.endorsement(_golden(signer=gcp.signer_certificate(end=NOW + 5)))
+    assert _accepted(make(endorsements=(*files, ends))).expires == NOW + 5
+    verdict = _accepted(make(endorsements=(*files, others), policy=_policy(ANY_LAUNCH[make])))
+    assert "launch endorsement: no rule of the policy asks for one" in verdict.unchecked
 
 
 # -- vTPM --------------------------------------------------------------------------------------------------------------
