@@ -16,7 +16,15 @@ from attest.binding import Expected, decode_claims
 from attest.chain import load_certificate
 from attest.collateral import Endorsements, parse_collateral
 from attest.errors import AppraisalFailed, EndorsementUnavailable, Mismatch
-from attest.evidence import AZURE_HCL_TYPE, HARDWARE, TDX_QUOTE_TYPE, TOKEN, TPM_QUOTE, decode_evidence
+from attest.evidence import (
+    AZURE_HCL_TYPE,
+    HARDWARE,
+    LAUNCH_ENDORSEMENT,
+    TDX_QUOTE_TYPE,
+    TOKEN,
+    TPM_QUOTE,
+    decode_evidence,
+)
 from attest.forms import parse_ak, parse_pcrs, parse_tpm_signature, quoted_pcrs, sorted_endorsements
 from attest.jws import parse_jwks, parse_token
 from attest.plugins import Scheme, judge
@@ -51,6 +59,7 @@ from attest.verifier import Verifier
 
 __all__ = ["VERIFY", "Case", "Found", "platforms_of", "third_party"]
 
+_UNREAD_LAUNCH = "launch endorsement: no rule of the policy asks for one"
 _FOREIGN = "the scheme: its code is a third party's"
 Mismatches = tuple[Mismatch, ...]
 
@@ -143,7 +152,7 @@ def _asking(case: Case, policy: EvidencePolicy, given: Endorsements) -> Evidence
 def _launched(found: Found, launch: gce.Launch | None, given: Endorsements) -> Found:
     """What a launch endorsement adds, or that nobody asked for it."""
     if launch is None:
-        unread = ("launch endorsement: no rule of the policy asks for one",) if given.launch else ()
+        unread = (_UNREAD_LAUNCH,) if given.launch else ()
         return msgspec.structs.replace(found, unchecked=found.unchecked + unread)
     ends = [end for end in (found.expires, launch.expires) if end is not None]
     return msgspec.structs.replace(found, claims=found.claims | gce.claims_of(launch), expires=min(ends))
@@ -395,7 +404,8 @@ def _gcp(case: Case, policy: EvidencePolicy) -> Found:
 
 def _bundle(case: Case, policy: EvidencePolicy) -> Found:
     """A CMW collection through the same door as a node's. Without a channel, its claims are taken as they came."""
-    claims = decode_claims(decode_evidence(case.evidence).claims)
+    evidence = decode_evidence(case.evidence)
+    claims = decode_claims(evidence.claims)
     fields = {name: getattr(claims, name) for name in Expected.__struct_fields__}
     if case.nonce is not None:
         fields["nonce"] = case.nonce
@@ -407,6 +417,8 @@ def _bundle(case: Case, policy: EvidencePolicy) -> Found:
         result = verifier.appraise(case.evidence, Expected(**fields), now=case.now, endorsements=case.endorsements)
     except AppraisalFailed as error:
         return Found(claims={}, mismatches=error.mismatches, unchecked=unchecked)
+    if LAUNCH_ENDORSEMENT in evidence.parts and not any(name.startswith(gce.CLAIM) for name in result.claims):
+        unchecked += (_UNREAD_LAUNCH,)
     return Found(
         claims=result.claims | {"node_id": result.node_id, "platform": result.platform},
         mismatches=(),

@@ -56,10 +56,17 @@ from attest.schemes.azure.verify import VerifiedHcl, load_padded_certificate, sp
 from attest.schemes.gcp import appraise as gcp_rules
 from attest.schemes.gcp.attestation import parse_attestation
 from attest.schemes.gcp.certificate import instance_of
-from attest.schemes.gcp.endorsement import read_unverified
+from attest.schemes.gcp.endorsement import read_unverified, verify_endorsement
 from attest.schemes.gcp.token import verify_oidc_token
 from attest.schemes.sev_snp.abi import parse_report, product_of, tcb_of
-from attest.schemes.sev_snp.certtable import ASK, VCEK, certificates_of, encode_table
+from attest.schemes.sev_snp.certtable import (
+    ASK,
+    GCE_FIRMWARE,
+    VCEK,
+    certificates_of,
+    encode_table,
+    launch_endorsement_of,
+)
 from attest.schemes.tdx.abi import parse_quote as parse_td_quote
 from attest.schemes.tdx.abi import parse_tdreport
 from attest.schemes.tdx.pck import pck_info
@@ -132,7 +139,11 @@ def _report(raw: bytes) -> object:
 
 def _table() -> list[bytes]:
     leaf, ask = SnpPlatform(b"fuzz").endorsements
-    return [encode_table({VCEK: leaf, ASK: ask, UUID(int=1): b"x"}), encode_table({VCEK: leaf}), bytes(4096)]
+    return [
+        encode_table({VCEK: leaf, ASK: ask, GCE_FIRMWARE: b"g", UUID(int=1): b"x"}),
+        encode_table({VCEK: leaf}),
+        bytes(4096),
+    ]
 
 
 # -- TDX ---------------------------------------------------------------------------------------------------------------
@@ -670,7 +681,7 @@ _QUOTES = ("tdx/dstack/quote.bin", "tdx/go-tdx-guest/quote_v5_sample.dat", "tdx/
 
 TARGETS: Mapping[str, Target] = {
     "snp-report": Target(_report, _reports, real=("snp/*/*report*.bin", "snp/veraison/outblob.bin")),
-    "snp-certificate-table": Target(certificates_of, _table),
+    "snp-certificate-table": Target(lambda raw: (certificates_of(raw), launch_endorsement_of(raw)), _table),
     "tdx-quote": Target(
         lambda raw: tdx_needs(parse_td_quote(raw)),
         _quotes,
@@ -711,6 +722,9 @@ TARGETS: Mapping[str, Target] = {
     "gcp-claims": Target(_space, _space_tokens, _jws_form, allowed=_ANY),
     "gcp-endorsement": Target(
         read_unverified, lambda: [fake_google.endorsement()], in_protobuf, ("gcp/gce-tcb-verifier/*.binarypb",)
+    ),
+    "gcp-launch": Target(
+        lambda raw: verify_endorsement(raw, NOW), lambda: [fake_google.endorsement()], in_protobuf, allowed=_ANY
     ),
     "gcp-attestation": Target(parse_attestation, _attestation, in_protobuf),
     "gcp-instance": Target(

@@ -18,10 +18,19 @@ from attest.errors import MalformedEvidence, Mismatch, UnsupportedEvidence
 from attest.rules import Table, require, require_one_of
 from attest.schemes.gcp.endorsement import Endorsement, read_unverified, verify_endorsement
 
-__all__ = ["Launch", "LaunchRules", "SnpLaunchRules", "appraise_launch", "claims_of", "problems", "verify_launch"]
+__all__ = [
+    "CLAIM",
+    "Launch",
+    "LaunchRules",
+    "SnpLaunchRules",
+    "appraise_launch",
+    "claims_of",
+    "problems",
+    "verify_launch",
+]
 
 MAX_ENDORSEMENTS = 16  # that one call may hand in
-_CLAIM = "launch_endorsement"
+CLAIM = "launch_endorsement"
 
 
 class LaunchRules(Table, frozen=True):
@@ -119,12 +128,12 @@ def appraise_launch(launch: Launch | None, rules: LaunchRules | None) -> tuple[M
         return ()
     if launch is None:
         hint = "hand in the endorsement of this measurement, which Google publishes"
-        return require(False, "launch_endorsement_missing", _CLAIM, "an endorsement", "none", hint)
+        return require(False, "launch_endorsement_missing", CLAIM, "an endorsement", "none", hint)
     least = f"at least {rules.min_svn}"
     return (
-        *require(launch.svn >= rules.min_svn, "launch_svn", f"{_CLAIM}.svn", least, str(launch.svn)),
+        *require(launch.svn >= rules.min_svn, "launch_svn", f"{CLAIM}.svn", least, str(launch.svn)),
         *require(
-            bool(launch.sizes), "measurement_not_endorsed", _CLAIM, "an endorsed measurement", launch.measured.hex()
+            bool(launch.sizes), "measurement_not_endorsed", CLAIM, "an endorsed measurement", launch.measured.hex()
         ),
         *(_vcpus(launch, rules.vcpus) if isinstance(rules, SnpLaunchRules) and rules.vcpus is not None else ()),
     )
@@ -132,7 +141,7 @@ def appraise_launch(launch: Launch | None, rules: LaunchRules | None) -> tuple[M
 
 def _vcpus(launch: Launch, allowed: Sequence[int]) -> tuple[Mismatch, ...]:
     """The numbers of vCPUs that have the measurement, and that a policy allows."""
-    claim, wanted = f"{_CLAIM}.vcpus", [str(count) for count in allowed]
+    claim, wanted = f"{CLAIM}.vcpus", [str(count) for count in allowed]
     if not set(allowed) & set(launch.vcpus):
         known = ", ".join(map(str, launch.vcpus)) or "none"
         return require(False, "vcpus_unknown", claim, " or ".join(wanted), f"endorsed are {known}")
@@ -156,4 +165,4 @@ def claims_of(launch: Launch | None) -> dict[str, str]:
         "svn": str(launch.svn),
     }
     claims |= {name: ", ".join(values) for name, values in launch.sizes.items()}
-    return {f"{_CLAIM}.{name}": value for name, value in claims.items()}
+    return {f"{CLAIM}.{name}": value for name, value in claims.items()}

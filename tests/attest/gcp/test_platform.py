@@ -24,14 +24,14 @@ from attest.schemes.sev_snp.abi import parse_report
 from attest.schemes.vtpm.abi import encode_quote_part
 from attest.schemes.vtpm.eventlog import verify_event_log
 from attest.schemes.vtpm.verify import verify_quote
-from attest.testkit.gcp import endorsement, field, golden, instance_certificate, root, signer_certificate
+from attest.testkit.gcp import ROOT_NAME, endorsement, field, golden, instance_certificate, root, signer_certificate
 from attest.testkit.tokens import certificate, fixed_key
 
 pytestmark = pytest.mark.filterwarnings("ignore:Attribute's length must be")
 NOW = 1_800_000_000.0
 ROOTS = (root(),)
 GOOD = endorsement()
-WEAK, OTHER = fixed_key("weak"), fixed_key("service-other")
+WEAK, OTHER, AK_KEY = fixed_key("weak"), fixed_key("service-other"), fixed_key("vtpm-ak")
 
 
 def test_accepted() -> None:
@@ -43,6 +43,14 @@ def test_accepted() -> None:
     assert verify_endorsement(endorsement(golden(bundle=b"")), NOW, roots=ROOTS).snp == verified.snp
     assert verify_endorsement(endorsement(golden(commit=b"c" * 20)), NOW, roots=ROOTS).commit == b"c" * 20
     assert read_unverified(GOOD).snp == verified.snp
+
+
+def test_a_signer_under_an_intermediate_of_the_bundle() -> None:
+    between = certificate("between", AK_KEY, ROOT_NAME, OTHER, ca=True)
+    content = golden(
+        signer=certificate("signer", fixed_key(), "between", AK_KEY), bundle=between.public_bytes(Encoding.PEM)
+    )
+    assert verify_endorsement(endorsement(content), NOW, roots=ROOTS).snp_svn == 3
 
 
 def test_googles_root_is_known_by_its_hash_whoever_hands_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
