@@ -17,7 +17,17 @@ from msgspec.structs import replace
 
 from attest.attester import evidence_for
 from attest.cases import platforms_of
-from attest.evidence import AZURE_HCL_TYPE, HARDWARE, SNP_REPORT_TYPE, TDX_QUOTE_TYPE, TOKEN, TOKEN_TYPE, Part
+from attest.evidence import (
+    AZURE_HCL_TYPE,
+    HARDWARE,
+    LAUNCH_ENDORSEMENT,
+    LAUNCH_ENDORSEMENT_TYPE,
+    SNP_REPORT_TYPE,
+    TDX_QUOTE_TYPE,
+    TOKEN,
+    TOKEN_TYPE,
+    Part,
+)
 from attest.offline import Case, Verdict, judge
 from attest.policy import parse_policy
 from attest.schemes.azure.verify import AK_EKU
@@ -28,7 +38,7 @@ from attest.testkit.azure import hcl_report, runtime_claims
 from attest.testkit.eventlog import GOOD_BOOT, agile_log, ccel
 from attest.testkit.intel import collateral, simulated_intel_roots
 from attest.testkit.pki import simulated_roots
-from attest.testkit.snp import SnpPlatform
+from attest.testkit.snp import SimulatedSnpCollector, SnpPlatform
 from attest.testkit.tdx import TdxPlatform
 from attest.testkit.tokens import MAA_ISSUER, certificate, fixed_key, jwks, maa_claims, sign, space_claims, x5c
 from attest.testkit.tpm import SoftwareTpm
@@ -145,6 +155,20 @@ def test_a_launch_endorsement_that_is_handed_in(make: Any) -> None:
     ends = gcp.endorsement(_golden(signer=gcp.signer_certificate(end=NOW + 5)))
     assert _accepted(make(endorsements=(*files, ends))).expires == NOW + 5
     verdict = _accepted(make(endorsements=(*files, others), policy=_policy(ANY_LAUNCH[make])))
+    assert "launch endorsement: no rule of the policy asks for one" in verdict.unchecked
+
+
+def test_an_endorsement_that_a_collection_carries_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attest.verifier._snp_roots", lambda _: simulated_roots())
+
+    class Machine:
+        scheme = "sev-snp"
+
+        def parts(self, data_hash: bytes) -> dict[int, Part]:
+            sent = Part(LAUNCH_ENDORSEMENT_TYPE, gcp.endorsement())
+            return SimulatedSnpCollector(b"cases").parts(data_hash) | {LAUNCH_ENDORSEMENT: sent}
+
+    verdict = _accepted(Case(scheme="bundle", now=NOW, evidence=evidence_for(Machine(), CLAIMS)))
     assert "launch endorsement: no rule of the policy asks for one" in verdict.unchecked
 
 

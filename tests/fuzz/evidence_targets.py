@@ -670,6 +670,7 @@ def _attestation() -> list[bytes]:
     return [put(1, part.ak_public) + put(2, quote) + put(3, b"log")]
 
 
+_GOOGLE = (fake_google.root(),)
 _ANY, _POLICY = (AttestError,), (PolicyFormatError,)
 _LOGS = (
     "vtpm/eventlogs/*",
@@ -724,7 +725,10 @@ TARGETS: Mapping[str, Target] = {
         read_unverified, lambda: [fake_google.endorsement()], in_protobuf, ("gcp/gce-tcb-verifier/*.binarypb",)
     ),
     "gcp-launch": Target(
-        lambda raw: verify_endorsement(raw, NOW), lambda: [fake_google.endorsement()], in_protobuf, allowed=_ANY
+        lambda raw: verify_endorsement(raw, NOW, roots=_GOOGLE),
+        lambda: [fake_google.endorsement()],
+        in_protobuf,
+        allowed=_ANY,
     ),
     "gcp-attestation": Target(parse_attestation, _attestation, in_protobuf),
     "gcp-instance": Target(

@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.appraise import AttestationResult
-from attest.attester import evidence_for
 from attest.errors import PolicyFormatError
 from attest.offline import Case, Verdict, judge
 from attest.policy import parse_policy
@@ -25,10 +24,9 @@ from attest.schemes.tdx.abi import parse_quote
 from attest.schemes.vtpm.abi import Alg
 from attest.show import show
 from attest.testkit.gcp import endorsement, golden, root, root_pem, signer_certificate
-from attest.testkit.pki import simulated_roots
 
-from ..conftest import CLAIMS, NOW
-from .test_negatives import COUNTS, MR_TD, ON_TDX, SNP, SNP_TABLES, TDX_TABLES, Launched, _Machine, _minted
+from ..conftest import NOW
+from .test_negatives import COUNTS, MR_TD, ON_TDX, SNP, SNP_TABLES, TDX_TABLES, Launched, _minted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Attribute's length must be"),
@@ -111,15 +109,6 @@ UNUSABLE = {
         "mr_td or launch_endorsement",
     ),
 }  # fmt: skip
-
-
-def test_in_a_collection_too_it_is_said_to_be_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attest.verifier._snp_roots", lambda _: simulated_roots())
-    for sent in (_minted(), None):
-        raw = evidence_for(_Machine(Launched("", sent=sent).parts), CLAIMS)
-        verdict = judge(Case(scheme="bundle", evidence=raw, now=NOW))
-        assert verdict.verdict == "accept", verdict
-        assert any("launch endorsement" in text for text in verdict.unchecked) == (sent is not None)
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
