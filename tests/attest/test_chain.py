@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.chain import (
@@ -32,6 +34,7 @@ from attest.der import der_items
 from attest.errors import AttestError, MalformedEvidence
 from attest.schemes.vtpm.verify import verify_ak_certificate, verify_quote
 from attest.testkit.pki import name
+from attest.testkit.tokens import fixed_key
 from attest.testkit.tpm import SoftwareTpm
 
 START, END = dt.datetime(2025, 1, 1, tzinfo=dt.UTC), dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
@@ -48,6 +51,14 @@ def _certificate(who: str, by: str, *extensions: tuple[x509.ExtensionType, bool]
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
     return builder.sign(KEYS[changes.get("signer", by)], hashes.SHA256())
+
+
+def _tlv(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    head = (
+        bytes((size,)) if size < 128 else b"\x81" + bytes((size,)) if size < 256 else b"\x82" + size.to_bytes(2, "big")
+    )
+    return bytes((tag,)) + head + content
 
 
 def _ca(length: int | None = None, *, ca: bool = True) -> tuple[tuple[x509.ExtensionType, bool], ...]:
@@ -102,6 +113,48 @@ def test_refused(case: str) -> None:
     with pytest.raises(AttestError) as caught:
         verify_chain(leaf, intermediates, roots, NOW)
     assert caught.value.code == code, caught.value
+
+
+RSA_KEY = fixed_key("vtpm-ak")
+RSA_ROOT = (
+    x509.CertificateBuilder(name("root"), name("root"), RSA_KEY.public_key(), 1, START, END)
+    .add_extension(*_ca()[0]).add_extension(USAGE, True).sign(RSA_KEY, hashes.SHA256())
+)  # fmt: skip
+PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+BY_RSA = x509.CertificateBuilder(name("root"), name("ak"), KEYS["ak"].public_key(), 1, START, END)
+PARTS = [
+    [item[1] for item in der_items(der_items(BY_RSA.sign(RSA_KEY, hash_).public_bytes(Encoding.DER))[0][1])]
+    for hash_ in (hashes.SHA256(), hashes.SHA384())
+]
+
+
+def _by_rsa(content: bytes, algorithm: bytes) -> x509.Certificate:
+    """What is signed, and beside it an algorithm of one's choice; the signature itself is good by SHA-256."""
+    signed = _tlv(0x30, content)
+    signature = RSA_KEY.sign(signed, padding.PKCS1v15(), hashes.SHA256())
+    return load_certificate(_tlv(0x30, signed + _tlv(0x30, algorithm) + _tlv(0x03, b"\x00" + signature)))
+
+
+SIGNED_BY_RSA = {
+    "PKCS #1": (BY_RSA.sign(RSA_KEY, hashes.SHA256()), True),
+    "PSS": (BY_RSA.sign(RSA_KEY, hashes.SHA384(), rsa_padding=PSS), True),
+    "by hand": (_by_rsa(PARTS[0][0], PARTS[0][1]), True),
+    "version 1": (_by_rsa(PARTS[0][0][5:], PARTS[0][1]), True),
+    "another algorithm in the signed part": (_by_rsa(PARTS[1][0], PARTS[0][1]), False),
+    "the same in version 1": (_by_rsa(PARTS[1][0][5:], PARTS[0][1]), False),
+    "an algorithm of other keys": (_certificate("ak", "root"), False),
+    "another key": (BY_RSA.sign(fixed_key("service"), hashes.SHA256()), False),
+}
+
+
+@pytest.mark.parametrize("case", SIGNED_BY_RSA)
+def test_signed_by_an_rsa_key(case: str) -> None:
+    """As ``cryptography`` judges, which we do not ask there."""
+    leaf, good = SIGNED_BY_RSA[case]
+    with nullcontext() if good else pytest.raises((InvalidSignature, ValueError, TypeError)):
+        leaf.verify_directly_issued_by(RSA_ROOT)
+    with nullcontext() if good else pytest.raises(AttestError, match="no chain"):
+        verify_chain(leaf, [], [RSA_ROOT], NOW)
 
 
 def test_a_loop_ends() -> None:
@@ -256,14 +309,6 @@ def _list(*revoked: x509.Certificate, **changes: Any) -> x509.CertificateRevocat
     for extension, critical in changes.get("extensions", ((x509.CRLNumber(1), False),)):
         builder = builder.add_extension(extension, critical)
     return builder.sign(KEYS[changes.get("signer", "root")], hashes.SHA256())
-
-
-def _tlv(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    head = (
-        bytes((size,)) if size < 128 else b"\x81" + bytes((size,)) if size < 256 else b"\x82" + size.to_bytes(2, "big")
-    )
-    return bytes((tag,)) + head + content
 
 
 def _endless() -> x509.CertificateRevocationList:
