@@ -120,7 +120,9 @@ def load_certificate(raw: bytes) -> x509.Certificate:
         certificate = x509.load_pem_x509_certificate(raw) if pem else x509.load_der_x509_certificate(raw)
         _ = certificate.subject, certificate.issuer, certificate.signature_hash_algorithm, _facts(certificate)
         _check_cost(public_key(certificate))
-        _check_signature_bits(certificate.public_bytes(Encoding.DER) if pem else raw, certificate.signature)
+        der = certificate.public_bytes(Encoding.DER) if pem else raw
+        _check_signature_bits(der, certificate.signature)
+        _check_algorithm(der, certificate)
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
     return certificate
@@ -138,6 +140,25 @@ def _check_signature_bits(der: bytes, signature: bytes) -> None:
     """
     if der[-len(signature) - 1] != 0:  # it stands last, after the number of its unused bits (X.690 §8.6)
         raise ValueError("a signature that is not whole bytes")
+
+
+def _check_algorithm(der: bytes, certificate: x509.Certificate) -> None:
+    """The algorithm beside the signature is that in the signed part (RFC 5280 §4.1.1.2), byte for byte. Raises
+    ValueError. ``cryptography`` has parsed both.
+    """
+    signed, bits = certificate.tbs_certificate_bytes, len(certificate.signature) + 1
+    beside = der[_header(der, 0) + len(signed) : -bits - (2 if bits < 0x80 else 3 if bits < 0x100 else 4)]
+    at = _header(signed, 0)
+    if signed[at] == _VERSION:
+        at += _header(signed, at) + signed[at + 1]
+    at += _header(signed, at) + signed[at + 1]  # the serial number; a long one has a length that leads nowhere
+    if not signed.startswith(beside, at):
+        raise ValueError("two algorithms of one signature")
+
+
+def _header(der: bytes, at: int) -> int:
+    """Bytes of tag and length."""
+    return 2 if der[at + 1] < 0x80 else 2 + (der[at + 1] & 0x7F)
 
 
 def load_certificates(raw: bytes) -> tuple[x509.Certificate, ...]:
@@ -265,7 +286,8 @@ def verify_chain(
     """Follow the issuers of ``leaf`` to one of ``roots``; gives the earliest end of validity on the way, Unix seconds.
 
     Raises VerificationFailed (``untrusted_chain``) or Stale. A root is trusted because it was handed in, by its key
-    and name; nothing in the evidence can add one. ``intermediates`` beyond the chain's need are ignored.
+    and name; nothing in the evidence can add one. ``intermediates`` beyond the chain's need are ignored. All of them
+    come from :func:`load_certificate`.
     """
     expires = check_validity(leaf, now)
     _check_extensions(_facts(leaf))
@@ -314,28 +336,8 @@ def _verify_by(key: rsa.RSAPublicKey, certificate: x509.Certificate) -> None:
 
     Raises InvalidSignature, or what ``cryptography`` has for an algorithm that is not of such keys.
     """
-    if not _facts(certificate).one_algorithm:
-        raise InvalidSignature
     how: Any = certificate.signature_algorithm_parameters
     key.verify(certificate.signature, certificate.tbs_certificate_bytes, how, certificate.signature_hash_algorithm)  # type: ignore[arg-type]
-
-
-def _has_one_algorithm(certificate: x509.Certificate) -> bool:
-    """The algorithm beside the signature is that in the signed part (RFC 5280 §4.1.1.2), byte for byte. Reads DER that
-    ``cryptography`` has parsed."""
-    der, signed = certificate.public_bytes(Encoding.DER), certificate.tbs_certificate_bytes
-    bits = len(certificate.signature) + 1
-    outer = der[_header(der, 0) + len(signed) : -bits - (2 if bits < 0x80 else 3 if bits < 0x100 else 4)]
-    at = _header(signed, 0)
-    if signed[at] == _VERSION:
-        at += _header(signed, at) + signed[at + 1]
-    at += _header(signed, at) + signed[at + 1]  # the serial number; a long one has a length that leads nowhere
-    return signed.startswith(outer, at)
-
-
-def _header(der: bytes, at: int) -> int:
-    """Bytes of tag and length."""
-    return 2 if der[at + 1] < 0x80 else 2 + (der[at + 1] & 0x7F)
 
 
 def _may_issue(certificate: x509.Certificate, below: int) -> bool:
@@ -353,7 +355,6 @@ class _Facts(msgspec.Struct, frozen=True):
     unknown_critical: str  # the OID of the first critical extension that we do not know; empty for none
     room_below: float | None  # how many intermediates may stand under this CA; None: none, or may not sign certificates
     signs_crls: bool
-    one_algorithm: bool  # beside the signature as in what is signed
 
 
 def _check_extensions(facts: _Facts) -> None:
@@ -379,5 +380,4 @@ def _facts(certificate: x509.Certificate) -> _Facts:
         unknown_critical=unknown,
         room_below=room,
         signs_crls=usage is not None and usage.crl_sign,
-        one_algorithm=_has_one_algorithm(certificate),
     )
