@@ -15,7 +15,7 @@ from bench.processes import cpu_s
 
 CONNECTIONS = 32
 WORKER_CONNECTIONS = 16  # of each worker, where several are compared with one
-MIN_SENT = 0.97  # of what was to be sent at a fixed rate
+MIN_SENT = 0.9  # of what was to be sent at a fixed rate; with less, workers are not compared at one load
 
 
 @dataclass(frozen=True)
