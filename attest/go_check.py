@@ -24,6 +24,7 @@ from attest.tomltext import toml_text
 __all__ = ["IMPORTS", "Imported", "import_sev_guest", "import_tdx_guest"]
 
 MAX_BYTES = 1 << 20
+_PCR = re.compile("[0-9]{1,2}")
 _QE_VENDOR = "939a7233f79c4ca9940a0db3957f0607"
 _PRODUCTS = {"SEV_PRODUCT_MILAN": "Milan", "SEV_PRODUCT_GENOA": "Genoa", "SEV_PRODUCT_TURIN": "Turin"}
 _PRODUCT_NUMBERS = dict(enumerate(_PRODUCTS, 1))
@@ -316,7 +317,7 @@ def _pcr_values(config: _Message) -> tuple[dict[str, Any], dict[str, Any]] | Non
     if not isinstance(banks, dict) or len(banks) != 1 or next(iter(banks)) not in ("sha256", "sha384"):
         raise config.error("pcr_values", "one bank, sha256 or sha384")
     bank, pcrs = next(iter(banks.items()))
-    if not isinstance(pcrs, dict) or not all(str(n).isdecimal() and isinstance(v, str) for n, v in pcrs.items()):
+    if not isinstance(pcrs, dict) or not all(_PCR.fullmatch(n) and isinstance(v, str) for n, v in pcrs.items()):
         raise config.error("pcr_values", "is not index to hex")
     values = {n: [v.lower()] for n, v in pcrs.items()}
     return {"pcr_bank": bank, "pcrs": [int(n) for n in pcrs]}, {"pcr_values": values}
