@@ -122,7 +122,7 @@ class Run:
             self._note(name, frame_p50_us=got.p50_us, frame_p99_us=got.p99_us, **cost)
 
 
-EVEN_SHARE = 0.4  # of what one worker can do: two of them leave room for the generator beside them
+EVEN_SHARE = 0.3  # of what one worker can do: two of them leave room for the generator beside them
 MAX_TOOL_BUSY = 0.45  # of the core that reader and server of paced streams share
 
 
