@@ -122,7 +122,7 @@ def load_certificate(raw: bytes) -> x509.Certificate:
         _check_cost(public_key(certificate))
         der = certificate.public_bytes(Encoding.DER) if pem else raw
         _check_signature_bits(der, certificate.signature)
-        _check_algorithm(der, certificate)
+        _check_algorithm(der)
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
     return certificate
@@ -142,23 +142,26 @@ def _check_signature_bits(der: bytes, signature: bytes) -> None:
         raise ValueError("a signature that is not whole bytes")
 
 
-def _check_algorithm(der: bytes, certificate: x509.Certificate) -> None:
+def _check_algorithm(der: bytes) -> None:
     """The algorithm beside the signature is that in the signed part (RFC 5280 §4.1.1.2), byte for byte. Raises
-    ValueError. ``cryptography`` has parsed both.
+    ValueError. The certificate is one: ``cryptography`` has parsed it.
     """
-    signed, bits = certificate.tbs_certificate_bytes, len(certificate.signature) + 1
-    beside = der[_header(der, 0) + len(signed) : -bits - (2 if bits < 0x80 else 3 if bits < 0x100 else 4)]
-    at = _header(signed, 0)
-    if signed[at] == _VERSION:
-        at += _header(signed, at) + signed[at + 1]
-    at += _header(signed, at) + signed[at + 1]  # the serial number; a long one has a length that leads nowhere
-    if not signed.startswith(beside, at):
+    at, end = _content(der, _content(der, 0)[0])  # of what is signed
+    beside = der[end : _content(der, end)[1]]
+    if der[at] == _VERSION:
+        at = _content(der, at)[1]
+    at = _content(der, at)[1]  # behind the serial number
+    if not der.startswith(beside, at):
         raise ValueError("two algorithms of one signature")
 
 
-def _header(der: bytes, at: int) -> int:
-    """Bytes of tag and length."""
-    return 2 if der[at + 1] < 0x80 else 2 + (der[at + 1] & 0x7F)
+def _content(der: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the element at ``at`` begins and ends."""
+    size, start = der[at + 1], at + 2
+    if size < 0x80:
+        return start, start + size
+    start += size & 0x7F
+    return start, start + int.from_bytes(der[at + 2 : start], "big")
 
 
 def load_certificates(raw: bytes) -> tuple[x509.Certificate, ...]:
@@ -336,8 +339,15 @@ def _verify_by(key: rsa.RSAPublicKey, certificate: x509.Certificate) -> None:
 
     Raises InvalidSignature, or what ``cryptography`` has for an algorithm that is not of such keys.
     """
-    how: Any = certificate.signature_algorithm_parameters
-    key.verify(certificate.signature, certificate.tbs_certificate_bytes, how, certificate.signature_hash_algorithm)  # type: ignore[arg-type]
+    signature, signed, how, algorithm = _signature(certificate)
+    key.verify(signature, signed, how, algorithm)
+
+
+@remembered
+def _signature(certificate: x509.Certificate) -> tuple[bytes, bytes, Any, Any]:
+    """The signature, what it signs, padding and hash: ``cryptography`` makes them anew each time."""
+    how, algorithm = certificate.signature_algorithm_parameters, certificate.signature_hash_algorithm
+    return certificate.signature, certificate.tbs_certificate_bytes, how, algorithm
 
 
 def _may_issue(certificate: x509.Certificate, below: int) -> bool:
