@@ -36,8 +36,7 @@ from attest.schemes.azure.abi import parse_hcl
 from attest.schemes.azure.maa import own_issuer, verify_maa
 from attest.schemes.gcp import appraise as gcp_rules
 from attest.schemes.gcp import launch as gce
-from attest.schemes.gcp.certificate import Instance, instance_claims, instance_of, verify_vtpm_certificate
-from attest.schemes.gcp.roots import vtpm_intermediates
+from attest.schemes.gcp.certificate import Instance, instance_claims, verify_ak_instance, verify_vtpm_certificate
 from attest.schemes.gcp.token import ISSUER, verify_oidc_token, verify_pki_token
 from attest.schemes.sev_snp import appraise as snp_rules
 from attest.schemes.sev_snp.verify import VerifiedReport, check_report_data, verify_report
@@ -47,15 +46,8 @@ from attest.schemes.tdx import verify as tdx
 from attest.schemes.vtpm import appraise as vtpm_rules
 from attest.schemes.vtpm.abi import QuotePart, encode_quote_part, parse_quote
 from attest.schemes.vtpm.eventlog import VerifiedLog, verify_event_log
-from attest.schemes.vtpm.verify import (
-    AkKey,
-    VerifiedQuote,
-    ak_certificate,
-    verify_ak_certificate,
-    verify_quote,
-    verify_quote_by_key,
-)
-from attest.verifier import Verifier
+from attest.schemes.vtpm.verify import AkKey, VerifiedQuote, verify_quote, verify_quote_by_key
+from attest.verifier import Verifier, launch_of
 
 __all__ = ["VERIFY", "Case", "Found", "platforms_of", "third_party"]
 
@@ -118,15 +110,11 @@ def _no_table(name: str) -> Mismatches:
 def _snp(case: Case, policy: EvidencePolicy) -> Found:
     given = sorted_endorsements(case.endorsements)
     policy = _asking(case, policy, given)
-    rules, roots = policy.sev_snp, policy.reference_values.sev_snp.launch_roots
-    masked = rules is not None and rules.unsafe_allow_masked_chip_id
+    masked = policy.sev_snp is not None and policy.sev_snp.unsafe_allow_masked_chip_id
     verified = verify_report(case.evidence, given.certificates, case.now, crls=given.crls, allow_masked_chip_id=masked)
     if case.report_data is not None:
         check_report_data(verified.report, case.report_data)
-    launch = gce.verify_launch(
-        "sev-snp", verified.report.measurement, rules.launch_endorsement if rules is not None else None, roots,
-        given.launch, given.certificates, case.now,
-    )  # fmt: skip
+    launch = launch_of(policy, verified, None, given, case.now)
     found = Found(
         claims=snp_rules.claims_of(verified) | {"report_data": verified.report.report_data.hex()},
         mismatches=_snp_mismatches(verified, policy, launch),
@@ -168,19 +156,15 @@ def _tdx(case: Case, policy: EvidencePolicy) -> Found:
     verified = _td_quote(case.evidence, case)
     given = sorted_endorsements(case.endorsements)
     policy = _asking(case, policy, given)
-    rules, roots = policy.tdx, policy.reference_values.tdx.launch_roots
     if case.report_data is not None:
         tdx.check_report_data(verified.quote, case.report_data)
     claims = tdx_rules.claims_of(verified) | {"report_data": verified.quote.report.report_data.hex()}
     log = None
     if case.event_log is not None:
-        rtmrs = (rules or tdx_rules.Rules()).event_log_rtmrs
+        rtmrs = (policy.tdx or tdx_rules.Rules()).event_log_rtmrs
         log = tdx_eventlog.verify_event_log(case.event_log, verified.quote.report, rtmrs)
         claims |= tdx_rules.log_claims_of(log)
-    launch = gce.verify_launch(
-        "tdx", verified.quote.report.mr_td, rules.launch_endorsement if rules is not None else None, roots,
-        given.launch, given.certificates, case.now,
-    )  # fmt: skip
+    launch = launch_of(policy, None, verified, given, case.now)
     found = Found(
         claims=claims,
         mismatches=_tdx_mismatches(verified, policy, log, launch),
@@ -244,8 +228,7 @@ def _ak_roots(
     quote: VerifiedQuote, certificates: Sequence[x509.Certificate], roots: Sequence[str], now: float
 ) -> tuple[Instance | None, float]:
     trusted = [load_certificate(pem.encode()) for pem in roots]
-    expires = verify_ak_certificate(quote, [*certificates, *vtpm_intermediates()], trusted, now)
-    return instance_of(ak_certificate(quote.key, certificates)), expires
+    return verify_ak_instance(quote, certificates, trusted, now)
 
 
 def _quote(

@@ -45,9 +45,8 @@ from attest.policy import EvidencePolicy, parse_policy
 from attest.schemes.azure import verify as azure
 from attest.schemes.azure.maa import VerifiedMaaToken, own_issuer, verify_maa
 from attest.schemes.azure.maa_appraise import measurement_of, vm_id
-from attest.schemes.gcp.certificate import Instance, instance_of
+from attest.schemes.gcp.certificate import Instance, verify_ak_instance
 from attest.schemes.gcp.launch import Launch, verify_launch
-from attest.schemes.gcp.roots import vtpm_intermediates
 from attest.schemes.gcp.token import VerifiedSpaceToken, verify_oidc_token, verify_pki_token
 from attest.schemes.sev_snp.verify import (
     PRODUCTS,
@@ -60,9 +59,9 @@ from attest.schemes.sev_snp.verify import (
 from attest.schemes.tdx import eventlog as tdx_eventlog
 from attest.schemes.tdx import verify as tdx
 from attest.schemes.vtpm.eventlog import VerifiedLog, verify_event_log
-from attest.schemes.vtpm.verify import VerifiedQuote, ak_certificate, verify_ak_certificate, verify_quote
+from attest.schemes.vtpm.verify import VerifiedQuote, verify_quote
 
-__all__ = ["Verifier", "policy_from_result"]
+__all__ = ["Verifier", "launch_of", "policy_from_result"]
 
 
 MAX_COLLATERAL = 16  # sets that one verifier remembers, and that one call may hand in
@@ -142,7 +141,7 @@ class Verifier:
             quote_expires = min(quote_expires, azure.verify_ak_certificate(hcl, given.certificates, now))
         maa, space = self._verify_token(evidence.parts.get(TOKEN), hashed, now)
         _check_one_machine(hcl, report, td_quote, maa, space)
-        launch = self._verify_launch(report, td_quote, given, now)
+        launch = launch_of(self.policy, report, td_quote, given, now)
         other = self._verify_other(evidence.parts.get(HARDWARE), hashed, endorsements, now)
         # 5. The policy's rules.
         verified = Verified(
@@ -216,20 +215,7 @@ class Verifier:
         quote = verify_quote(part.body, hashed, unsafe_allow_sha1=allow_sha1)
         if not self._ak_roots:
             return quote, None, math.inf
-        expires = verify_ak_certificate(quote, [*certificates, *vtpm_intermediates()], self._ak_roots, now)
-        return quote, instance_of(ak_certificate(quote.key, certificates)), expires
-
-    def _verify_launch(
-        self, report: VerifiedReport | None, td_quote: tdx.VerifiedQuote | None, given: Endorsements, now: float
-    ) -> Launch | None:
-        policy, reference, handed = self.policy, self.policy.reference_values, (given.launch, given.certificates, now)
-        if report is not None and policy.sev_snp is not None:
-            rules, roots = policy.sev_snp.launch_endorsement, reference.sev_snp.launch_roots
-            return verify_launch("sev-snp", report.report.measurement, rules, roots, *handed)
-        if td_quote is not None and policy.tdx is not None:
-            measured = td_quote.quote.report.mr_td
-            return verify_launch("tdx", measured, policy.tdx.launch_endorsement, reference.tdx.launch_roots, *handed)
-        return None
+        return quote, *verify_ak_instance(quote, certificates, self._ak_roots, now)
 
     def _verify_hardware(
         self, part: Part | None, quote: VerifiedQuote | None, hashed: bytes, given: Endorsements, now: float
@@ -340,6 +326,24 @@ class Verifier:
                 self._collateral.clear()
             self._collateral[raw] = known
         return known
+
+
+def launch_of(
+    policy: EvidencePolicy,
+    report: VerifiedReport | None,
+    td_quote: tdx.VerifiedQuote | None,
+    given: Endorsements,
+    now: float,
+) -> Launch | None:
+    """What a launch endorsement of ``given`` says of the verified hardware, where the policy asks for one."""
+    reference, handed = policy.reference_values, (given.launch, given.certificates, now)
+    if report is not None and policy.sev_snp is not None:
+        rules, roots = policy.sev_snp.launch_endorsement, reference.sev_snp.launch_roots
+        return verify_launch("sev-snp", report.report.measurement, rules, roots, *handed)
+    if td_quote is not None and policy.tdx is not None:
+        measured = td_quote.quote.report.mr_td
+        return verify_launch("tdx", measured, policy.tdx.launch_endorsement, reference.tdx.launch_roots, *handed)
+    return None
 
 
 def _check_one_machine(

@@ -14,7 +14,7 @@ from attest.der import INTEGER, SEQUENCE, der_items
 from attest.errors import MalformedEvidence, Mismatch
 from attest.rules import Table, require, require_if_listed
 from attest.schemes.gcp.roots import vtpm_intermediates, vtpm_roots
-from attest.schemes.vtpm.verify import AkKey, ak_certificate
+from attest.schemes.vtpm.verify import AkKey, VerifiedQuote, ak_certificate, verify_ak_certificate
 
 __all__ = [
     "INSTANCE_OID",
@@ -23,6 +23,7 @@ __all__ = [
     "appraise_instance",
     "instance_claims",
     "instance_of",
+    "verify_ak_instance",
     "verify_vtpm_certificate",
 ]
 
@@ -97,6 +98,17 @@ def verify_vtpm_certificate(
     if instance is None:
         raise MalformedEvidence("certificate without instance", code="instance_extension")
     return instance, expires
+
+
+def verify_ak_instance(
+    quote: VerifiedQuote, certificates: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], now: float
+) -> tuple[Instance | None, float]:
+    """``verify_ak_certificate`` with Google's intermediates beside ``certificates``: the instance that the AK's
+    certificate names, if it names one, and the chain's earliest end (Unix seconds). Raises as that, or as
+    :func:`instance_of`.
+    """
+    expires = verify_ak_certificate(quote, [*certificates, *vtpm_intermediates()], roots, now)
+    return instance_of(ak_certificate(quote.key, certificates)), expires
 
 
 def instance_of(certificate: x509.Certificate) -> Instance | None:
