@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
 
 import msgspec
 from cryptography import x509
@@ -26,9 +26,10 @@ from attest.errors import MalformedEvidence, Stale, VerificationFailed
 __all__ = [
     "check_crl",
     "check_not_revoked",
-    "check_validity",
     "common_name",
     "forget",
+    "is_named_by",
+    "issuer_name",
     "load_certificate",
     "load_certificates",
     "load_chain",
@@ -72,7 +73,16 @@ _UNDERSTOOD = {
 _remembered: list[dict[tuple[int, ...], tuple[object, object]]] = []
 
 
-def remembered(function: Callable[[*Certificates], T]) -> Callable[[*Certificates], T]:
+class Remembered(Protocol[*Certificates, T]):
+    """What :func:`remembered` makes of a function."""
+
+    def __call__(self, *certificates: *Certificates) -> T: ...
+
+    def tell(self, answer: T, *certificates: *Certificates) -> T:
+        """Remember ``answer``, which the function would find as well; gives it back."""
+
+
+def remembered(function: Callable[[*Certificates], T]) -> Remembered[*Certificates, T]:
     """Remember what ``function`` says of the very certificates that it is called with: facts about their bytes, never
     about a time or a revocation list.
 
@@ -84,16 +94,17 @@ def remembered(function: Callable[[*Certificates], T]) -> Callable[[*Certificate
 
     @wraps(function)
     def ask(*certificates: *Certificates) -> T:
-        key = tuple(map(id, certificates))
-        entry = known.get(key)
-        if entry is None:
-            answer = function(*certificates)
-            if len(known) >= MAX_REMEMBERED:
-                known.clear()
-            entry = known[key] = (certificates, answer)
-        return entry[1]
+        entry = known.get(tuple(map(id, certificates)))
+        return tell(function(*certificates), *certificates) if entry is None else entry[1]
 
-    return ask
+    def tell(answer: T, *certificates: *Certificates) -> T:
+        if len(known) >= MAX_REMEMBERED:
+            known.clear()
+        known[tuple(map(id, certificates))] = (certificates, answer)
+        return answer
+
+    ask.tell = tell  # type: ignore[attr-defined]
+    return cast("Remembered[*Certificates, T]", ask)
 
 
 def forget() -> None:
@@ -111,18 +122,18 @@ def forget() -> None:
 def load_certificate(raw: bytes) -> x509.Certificate:
     """One DER or PEM certificate, unverified; MalformedEvidence when it is none.
 
-    ``cryptography`` parses on demand; every part that we use is parsed here, so that none can fail later.
+    ``cryptography`` parses on demand; every part that we use is parsed here, so that none can fail later. The issuer's
+    name is compared as bytes: whoever wants to read it calls :func:`issuer_name`.
     """
     if len(raw) > MAX_CERTIFICATE_BYTES:
         raise MalformedEvidence(f"certificate of {len(raw)} bytes is above {MAX_CERTIFICATE_BYTES}", code="oversize")
     try:
         pem = raw.startswith(b"-----BEGIN")
         certificate = x509.load_pem_x509_certificate(raw) if pem else x509.load_der_x509_certificate(raw)
-        _ = certificate.subject, certificate.issuer, certificate.signature_hash_algorithm, _facts(certificate)
-        _check_cost(public_key(certificate))
         der = certificate.public_bytes(Encoding.DER) if pem else raw
+        _ = certificate.subject, certificate.signature_hash_algorithm, _facts.tell(_read(certificate, der), certificate)
+        _check_cost(public_key(certificate))
         _check_signature_bits(der, certificate.signature)
-        _check_algorithm(der)
     except _UNPARSABLE as error:
         raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
     return certificate
@@ -140,19 +151,6 @@ def _check_signature_bits(der: bytes, signature: bytes) -> None:
     """
     if der[-len(signature) - 1] != 0:  # it stands last, after the number of its unused bits (X.690 §8.6)
         raise ValueError("a signature that is not whole bytes")
-
-
-def _check_algorithm(der: bytes) -> None:
-    """The algorithm beside the signature is that in the signed part (RFC 5280 §4.1.1.2), byte for byte. Raises
-    ValueError. The certificate is one: ``cryptography`` has parsed it.
-    """
-    at, end = _content(der, _content(der, 0)[0])  # of what is signed
-    beside = der[end : _content(der, end)[1]]
-    if der[at] == _VERSION:
-        at = _content(der, at)[1]
-    at = _content(der, at)[1]  # behind the serial number
-    if not der.startswith(beside, at):
-        raise ValueError("two algorithms of one signature")
 
 
 def _content(der: bytes, at: int) -> tuple[int, int]:
@@ -181,7 +179,7 @@ def load_certificates(raw: bytes) -> tuple[x509.Certificate, ...]:
 def load_chain(raw: bytes) -> tuple[x509.Certificate, ...]:
     """As :func:`load_certificates`, leaf first: where a self-issued certificate comes first, the order is turned."""
     chain = load_certificates(raw)
-    return chain[::-1] if chain[0].issuer == chain[0].subject else chain
+    return chain[::-1] if is_named_by(chain[0], chain[0]) else chain
 
 
 def _der_blocks(raw: bytes) -> list[bytes]:
@@ -223,6 +221,21 @@ def common_name(certificate: x509.Certificate) -> str:
     """The subject's one common name; empty when there is none or several."""
     values = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(values[0].value) if len(values) == 1 else ""
+
+
+def is_named_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether ``certificate`` names ``issuer`` as its issuer: byte for byte, as CAs must write it (RFC 5280 §4.1.2.6).
+    Whether it is the issuer is for :func:`verify_chain` to see.
+    """
+    return _facts(certificate).issuer == _facts(issuer).subject
+
+
+def issuer_name(certificate: x509.Certificate) -> str:
+    """The issuer as text (RFC 4514). Raises MalformedEvidence."""
+    try:
+        return certificate.issuer.rfc4514_string()
+    except _UNPARSABLE as error:
+        raise MalformedEvidence(f"certificate: {error}", code="malformed_certificate") from None
 
 
 def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now: float) -> float:
@@ -273,9 +286,8 @@ def _crl_signed(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -
         return False
 
 
-def check_validity(certificate: x509.Certificate, now: float) -> float:
-    """The certificate's end as Unix seconds, when ``now`` lies inside of its validity; else Stale."""
-    facts = _facts(certificate)
+def _end(certificate: x509.Certificate, facts: _Facts, now: float) -> float:
+    """The end of its validity as Unix seconds, when ``now`` lies inside of it; else Stale."""
     if not facts.start <= now <= facts.end:
         name = certificate.subject.rfc4514_string()
         state = "not yet valid" if now < facts.start else "expired"
@@ -292,18 +304,19 @@ def verify_chain(
     and name; nothing in the evidence can add one. ``intermediates`` beyond the chain's need are ignored. All of them
     come from :func:`load_certificate`.
     """
-    expires = check_validity(leaf, now)
-    _check_extensions(_facts(leaf))
+    facts = _facts(leaf)
+    expires = _end(leaf, facts, now)
+    _check_extensions(facts)
     current = leaf
     for below in range(MAX_CHAIN):
-        root = _issuer_of(current, roots, below)
-        if root is not None:
-            return min(expires, check_validity(root, now))
-        issuer = _issuer_of(current, intermediates, below)
-        if issuer is None:
+        found = _issuer_of(current, roots, below)
+        if found is not None:
+            return min(expires, _end(*found, now))
+        found = _issuer_of(current, intermediates, below)
+        if found is None:
             break
-        expires = min(expires, check_validity(issuer, now))
-        current = issuer
+        expires = min(expires, _end(*found, now))
+        current = found[0]
     raise VerificationFailed(
         f"no chain from {leaf.subject.rfc4514_string() or 'the certificate'} to a trusted root", code="untrusted_chain"
     )
@@ -311,17 +324,21 @@ def verify_chain(
 
 def _issuer_of(
     certificate: x509.Certificate, candidates: Sequence[x509.Certificate], below: int
-) -> x509.Certificate | None:
+) -> tuple[x509.Certificate, _Facts] | None:
+    """The first candidate that signed ``certificate`` and, as a CA, may, with ``below`` intermediates under it."""
     for candidate in candidates:
-        if _signed(certificate, candidate) and _may_issue(candidate, below):
-            return candidate
+        if _signed(certificate, candidate):
+            facts = _facts(candidate)
+            _check_extensions(facts)
+            if facts.room_below is not None and facts.room_below >= below:
+                return candidate, facts
     return None
 
 
 @remembered
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Whether ``issuer`` by name and key signed ``certificate``: a fact about these bytes, so it may be remembered."""
-    if certificate.issuer != issuer.subject:  # most candidates; to be told so below takes longer
+    if not is_named_by(certificate, issuer):  # most candidates; to be told so below takes longer
         return False
     key = public_key(issuer)
     try:
@@ -339,22 +356,14 @@ def _verify_by(key: rsa.RSAPublicKey, certificate: x509.Certificate) -> None:
 
     Raises InvalidSignature, or what ``cryptography`` has for an algorithm that is not of such keys.
     """
-    signature, signed, how, algorithm = _signature(certificate)
-    key.verify(signature, signed, how, algorithm)
+    padding, algorithm = _algorithm(certificate)
+    key.verify(certificate.signature, _facts(certificate).signed, padding, algorithm)
 
 
 @remembered
-def _signature(certificate: x509.Certificate) -> tuple[bytes, bytes, Any, Any]:
-    """The signature, what it signs, padding and hash: ``cryptography`` makes them anew each time."""
-    how, algorithm = certificate.signature_algorithm_parameters, certificate.signature_hash_algorithm
-    return certificate.signature, certificate.tbs_certificate_bytes, how, algorithm
-
-
-def _may_issue(certificate: x509.Certificate, below: int) -> bool:
-    """A CA that may sign certificates and has room for ``below`` intermediates under it."""
-    facts = _facts(certificate)
-    _check_extensions(facts)
-    return facts.room_below is not None and facts.room_below >= below
+def _algorithm(certificate: x509.Certificate) -> tuple[Any, Any]:
+    """Padding and hash of its signature: ``cryptography`` makes them anew each time."""
+    return certificate.signature_algorithm_parameters, certificate.signature_hash_algorithm
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -365,6 +374,9 @@ class _Facts(msgspec.Struct, frozen=True):
     unknown_critical: str  # the OID of the first critical extension that we do not know; empty for none
     room_below: float | None  # how many intermediates may stand under this CA; None: none, or may not sign certificates
     signs_crls: bool
+    signed: bytes  # what the signature covers, as DER
+    issuer: bytes  # the two names, as DER
+    subject: bytes
 
 
 def _check_extensions(facts: _Facts) -> None:
@@ -374,6 +386,11 @@ def _check_extensions(facts: _Facts) -> None:
 
 @remembered
 def _facts(certificate: x509.Certificate) -> _Facts:
+    return _read(certificate, certificate.public_bytes(Encoding.DER))
+
+
+def _read(certificate: x509.Certificate, der: bytes) -> _Facts:
+    """``der``: of the certificate. Raises ValueError, or what ``cryptography`` has for extensions that are none."""
     unknown = ""
     values: dict[type[x509.ExtensionType], Any] = {}
     for extension in certificate.extensions:
@@ -384,10 +401,33 @@ def _facts(certificate: x509.Certificate) -> _Facts:
     room = None
     if constraints and constraints.ca and usage and usage.key_cert_sign:
         room = math.inf if constraints.path_length is None else constraints.path_length
+    signed, issuer, subject = _parts(der)
     return _Facts(
         start=certificate.not_valid_before_utc.timestamp(),
         end=certificate.not_valid_after_utc.timestamp(),
         unknown_critical=unknown,
         room_below=room,
         signs_crls=usage is not None and usage.crl_sign,
+        signed=signed,
+        issuer=issuer,
+        subject=subject,
     )
+
+
+def _parts(der: bytes) -> tuple[bytes, bytes, bytes]:
+    """What is signed, the issuer and the subject of a certificate that ``cryptography`` has parsed.
+
+    Raises ValueError unless the algorithm in the signed part is that beside the signature (RFC 5280 §4.1.1.2), byte for
+    byte: ``cryptography`` looks only when it is asked for an issuer.
+    """
+    start = _content(der, 0)[0]
+    at, end = _content(der, start)
+    if der[at] == _VERSION:
+        at = _content(der, at)[1]
+    at = _content(der, at)[1]  # behind the serial number
+    issuer = _content(der, at)[1]
+    if der[at:issuer] != der[end : _content(der, end)[1]]:
+        raise ValueError("two algorithms of one signature")
+    validity = _content(der, issuer)[1]
+    subject = _content(der, validity)[1]
+    return der[start:end], der[issuer:validity], der[subject : _content(der, subject)[1]]

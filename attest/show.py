@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from attest.binding import decode_claims
-from attest.chain import load_certificates
+from attest.chain import issuer_name, load_certificates
 from attest.collateral import parse_collateral, window
 from attest.errors import AttestError, MalformedEvidence
 from attest.eventlog import parse_event_log, replay
@@ -72,7 +72,7 @@ def _certificate(certificate: x509.Certificate) -> dict[str, Any]:
     }
     return {
         "subject": certificate.subject.rfc4514_string(),
-        "issuer": certificate.issuer.rfc4514_string(),
+        "issuer": issuer_name(certificate),
         "serial": f"{certificate.serial_number:x}",
         "not_before": certificate.not_valid_before_utc.isoformat(),
         "not_after": certificate.not_valid_after_utc.isoformat(),

@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, x25519
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.name import _ASN1Type
 
 from attest.chain import (
     MAX_CHAIN,
@@ -23,6 +24,8 @@ from attest.chain import (
     check_not_revoked,
     common_name,
     forget,
+    is_named_by,
+    issuer_name,
     load_certificate,
     load_certificates,
     load_chain,
@@ -159,6 +162,27 @@ def test_signed_by_an_rsa_key(case: str) -> None:
 def test_a_signature_has_one_algorithm(content: bytes) -> None:
     with pytest.raises(MalformedEvidence, match="two algorithms"):
         load_certificate(_by_rsa(content, PARTS[0][1]))
+
+
+def test_names_are_compared_byte_for_byte() -> None:
+    """The same word as a string of another type is another name: a CA writes its own in one way (RFC 5280 §4.1.2.6)."""
+    parts = [x509.NameAttribute(part.oid, part.value, _ASN1Type.PrintableString) for part in RSA_ROOT.subject]
+    printable = x509.Name(parts)
+    builder = x509.CertificateBuilder(printable, name("ak"), KEYS["ak"].public_key(), 1, START, END)
+    leaf = builder.sign(RSA_KEY, hashes.SHA256())
+    assert leaf.issuer == RSA_ROOT.subject
+    assert not is_named_by(leaf, RSA_ROOT)
+    with pytest.raises(AttestError, match="no chain"):
+        verify_chain(leaf, [], [RSA_ROOT], NOW)
+
+
+def test_names_that_cannot_be_read() -> None:
+    odd = _by_rsa(PARTS[0][0].replace(b"\x04root", b"\x04ro\xff\xff"), PARTS[0][1])
+    with pytest.raises(MalformedEvidence):
+        issuer_name(load_certificate(odd))
+    with pytest.raises(MalformedEvidence):
+        load_certificate(_by_rsa(PARTS[0][0].replace(b"\x02ak", b"\x02\xff\xff"), PARTS[0][1]))
+    assert issuer_name(LEAF).endswith("CN=sub")
 
 
 def test_a_loop_ends() -> None:

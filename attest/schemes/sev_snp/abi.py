@@ -62,6 +62,18 @@ _Fields = cast(Any, namedtuple)("_Fields", FIELDS)  # a class made from a table,
 # Offsets that must be zero: in every version, and what older versions do not have yet.
 _RESERVED = ((0x04C, 0x050), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0), (0x330, 0x4A0))
 _RESERVED_IN = {2: (*_RESERVED, (0x188, 0x18B), (0x1F8, 0x208)), 3: (*_RESERVED, (0x1F8, 0x208)), 5: _RESERVED}
+
+
+def _holes(*ranges: tuple[int, int]) -> tuple[struct.Struct, tuple[bytes, ...]]:
+    """Takes out what stands in ``ranges`` by one call, and what that should be."""
+    parts, at = ["<"], 0
+    for start, end in sorted(ranges):
+        parts.append(f"{start - at}x{end - start}s")
+        at = end
+    return struct.Struct("".join([*parts, f"{REPORT_BYTES - at}x"])), tuple(bytes(e - s) for s, e in sorted(ranges))
+
+
+_HOLES_IN = {version: _holes(*ranges) for version, ranges in _RESERVED_IN.items()}
 # Bits of PLATFORM_INFO by name; alias_check is the firmware's own search for memory that answers twice (BadRAM).
 PLATFORM_INFO = {
     "smt": 0, "tsme": 1, "ecc": 2, "rapl_disabled": 3, "ciphertext_hiding": 4, "alias_check": 5, "tio": 7,
@@ -150,9 +162,10 @@ def parse_report(raw: bytes) -> Report:
         raise MalformedEvidence(f"SNP report version {version}", code="snp_version")
     if fields.signature_algo != _ECDSA_P384_SHA384:
         raise MalformedEvidence("SNP report: signature algorithm is not ECDSA P-384 with SHA-384", code="snp_algorithm")
-    for start, end in _RESERVED_IN[version]:
-        if raw.count(0, start, end) != end - start:
-            raise MalformedEvidence(f"SNP report: reserved {start:#x} to {end:#x} is not zero", code="snp_reserved")
+    holes, zeros = _HOLES_IN[version]
+    if holes.unpack(raw) != zeros:
+        start, end = next((start, end) for start, end in _RESERVED_IN[version] if any(raw[start:end]))
+        raise MalformedEvidence(f"SNP report: reserved {start:#x} to {end:#x} is not zero", code="snp_reserved")
     signing_key = SIGNING_KEYS.get(flags >> 2 & 7)
     if signing_key is None or flags >> 5:
         raise MalformedEvidence(f"SNP report: key flags {flags:#x}", code="snp_signing_key")

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from attest.anchors import amd_certificates
-from attest.chain import check_crl, check_not_revoked, common_name, public_key, remembered, verify_chain
+from attest.chain import check_crl, check_not_revoked, common_name, is_named_by, public_key, remembered, verify_chain
 from attest.errors import BindingMismatch, EndorsementUnavailable, UnsupportedEvidence, VerificationFailed
 from attest.schemes.sev_snp.abi import Report, Tcb, parse_report, product_of, tcb_of
 
@@ -239,7 +239,7 @@ def _issuers(
 @remembered
 def _stands_between(certificate: x509.Certificate, leaf: x509.Certificate, ark: x509.Certificate) -> bool:
     """By the names, and by the kind of signature that AMD makes; whether they hold is for the chain to see."""
-    named = certificate.subject == leaf.issuer and certificate.issuer == ark.subject
+    named = is_named_by(leaf, certificate) and is_named_by(certificate, ark)
     return named and _is_pss_sha384(leaf) and _is_pss_sha384(certificate)
 
 

@@ -21,7 +21,16 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attest.anchors import intel_root
-from attest.chain import check_crl, check_not_revoked, common_name, load_chain, public_key, remembered, verify_chain
+from attest.chain import (
+    check_crl,
+    check_not_revoked,
+    common_name,
+    issuer_name,
+    load_chain,
+    public_key,
+    remembered,
+    verify_chain,
+)
 from attest.collateral import TdxCollateral
 from attest.errors import BindingMismatch, EndorsementUnavailable, Stale, UnsupportedEvidence, VerificationFailed
 from attest.schemes.tdx.abi import INTEL_QE_VENDOR, Quote, parse_quote
@@ -234,7 +243,7 @@ class CollateralNeed(msgspec.Struct, frozen=True, kw_only=True):
 def needs(quote: Quote) -> CollateralNeed:
     """What must be fetched for ``quote``, as its PCK certificate says. Unverified. Raises MalformedEvidence."""
     pck = load_chain(quote.certificates)[0]
-    issuer = pck.issuer.rfc4514_string()
+    issuer = issuer_name(pck)
     return CollateralNeed(fmspc=pck_info(pck).fmspc.hex(), ca="processor" if "Processor" in issuer else "platform")
 
 
