@@ -13,6 +13,7 @@ import logging
 import signal
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 import uvloop
@@ -29,6 +30,7 @@ from cube_mesh.exchange import Exchange
 from cube_mesh.health import Health
 from cube_mesh.listener import bind
 from cube_mesh.message import Response, error_response
+from cube_mesh.page_cache import DropBehind
 from cube_mesh.parts import Parts, Place
 from cube_mesh.ports import Done
 from cube_mesh.proxy import ProxyRole
@@ -144,6 +146,7 @@ class Node:
             json_lines=json_lines,
         )
         self._registry = registry(self._collector)
+        self._behind = DropBehind(Path(settings.audit.path) if role == "proxy" else None, log_fd=2)
 
     async def start(self) -> None:
         """Build the role and listen. What is wrong with the configuration comes out here, as ConfigError."""
@@ -171,6 +174,8 @@ class Node:
         self._writer.start(loop)
         if self._place.worker is not None:
             self._collector.start(loop)
+        else:
+            self._behind.start()
         self._phase = ""
         _log.info("%s is up", self._role_name)
 
@@ -227,6 +232,7 @@ class Node:
         if self._local is not None:
             self._local.close()
         self._parts.sweeper.stop()
+        self._behind.stop()
         self._collector.stop()
         _log.info("%s is down", self._role_name)
         self._writer.close()

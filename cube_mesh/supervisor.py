@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 import uvloop
@@ -32,6 +33,7 @@ from cube_mesh.exporter_process import ExporterProcess
 from cube_mesh.health import Health
 from cube_mesh.keeper_child import KeeperChild
 from cube_mesh.message import Response, error_response
+from cube_mesh.page_cache import DropBehind
 from cube_mesh.ports import Done
 from cube_mesh.restarts import Slot, unready
 from cube_mesh.service import Service
@@ -68,6 +70,7 @@ class Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._keeper = KeeperChild(plan, plan_fd, self._keeper_ended)
         self._exporter = ExporterProcess(plan, plan_fd)
+        self._behind = DropBehind(Path(settings.audit.path) if plan.role == "proxy" else None, log_fd=2)
         mine = plan.supervisor_region
         numbers = Metrics(slab=slab.attach(plan.slab_fd, mine, _PATIENCE_S))
         self._regions = slab.regions(plan.slab_fd)
@@ -99,12 +102,14 @@ class Supervisor:
         self._writer.start(loop)
         local = await self._listen_locally()
         self._exporter.start()
+        self._behind.start()
         self._keeper.start()
         for index in range(self._plan.workers):
             self._start(index)
         await self._over.wait()
         await self._keeper.close()
         await self._exporter.close()
+        self._behind.stop()
         if local is not None:
             local.close()
         _log.info("%s is down", self._plan.role)
