@@ -17,7 +17,8 @@ from pathlib import Path
 from cube_mesh.audit import spool
 
 EVERY_S = 1.0
-_LOOKS = 10  # at a file that no longer grows: until then the disk has it
+_STEP = 1 << 20  # less than this, and what is new may stay: a page that still grows is not written every second
+_LOOKS = 10  # at a file that has grown: until then the disk has it
 
 
 class DropBehind:
@@ -30,7 +31,7 @@ class DropBehind:
         """``trail``: as ``audit.path``, of all workers; None: this node has none."""
         self._trail = trail
         self._log_fd = log_fd if stat.S_ISREG(os.fstat(log_fd).st_mode) else -1
-        self._seen: dict[Path, tuple[int, int]] = {}  # size at the last look, looks that are left
+        self._seen: dict[Path | None, tuple[int, int]] = {}  # size when it had grown, looks left; None is the log
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -47,26 +48,30 @@ class DropBehind:
             await asyncio.to_thread(self.look)
 
     def look(self) -> None:
-        """Start writing what is dirty, drop what is not, of each file that has grown within the last looks."""
-        if self._log_fd >= 0:
+        """Start writing what is dirty, drop what is not, of each file that has grown by a MiB within the last looks."""
+        if self._log_fd >= 0 and self._is_due(None, os.fstat(self._log_fd).st_size):
             _drop(self._log_fd)
         if self._trail is not None:
             with suppress(OSError):  # a file was moved away meanwhile, or cannot be read: its writer will say so
                 self._look_at(self._trail)
 
     def _look_at(self, trail: Path) -> None:
-        seen: dict[Path, tuple[int, int]] = {}
-        for member in spool.members(trail):
-            size, left = self._seen.get(member.path, (-1, 0))
-            left = max(left - 1, 0) if size == member.size else _LOOKS
-            if left:
+        members = spool.members(trail)
+        for path in self._seen.keys() - {None, *(member.path for member in members)}:
+            del self._seen[path]
+        for member in members:
+            if self._is_due(member.path, member.size):
                 fd = os.open(member.path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     _drop(fd)
                 finally:
                     os.close(fd)
-            seen[member.path] = member.size, left
-        self._seen = seen
+
+    def _is_due(self, path: Path | None, size: int) -> bool:
+        grown, left = self._seen.get(path, (0, 0))
+        grown, left = (size, _LOOKS) if abs(size - grown) >= _STEP else (grown, max(left - 1, 0))
+        self._seen[path] = grown, left
+        return left > 0
 
 
 def _drop(fd: int) -> None:

@@ -91,6 +91,18 @@ def test_a_file_at_rest_is_left_alone(disk: Path) -> None:
     assert cached(trail) == 8 * MIB
 
 
+def test_what_is_less_than_a_step_may_stay(disk: Path) -> None:
+    trail = written(disk / "audit.jsonl", 1)
+    os.truncate(trail, MIB - 1)
+    with open(os.devnull, "rb") as null:
+        behind = DropBehind(trail, null.fileno())
+        settled(behind, trail)
+        assert cached(trail) == MIB
+        written(trail, 1)
+        settled(behind, trail)
+    assert cached(trail) == 0
+
+
 def test_a_trail_that_is_gone_and_a_log_that_is_no_file_end_nothing(disk: Path) -> None:
     reader, writer = os.pipe()
     try:
