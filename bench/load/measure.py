@@ -6,6 +6,8 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -98,16 +100,26 @@ def latencies_us(
     return parse_h2load(log.read_text(), system.name)
 
 
-def even_load(system: System, request: Request, seconds: int, scratch: Path, rps: float) -> float:
-    """CPU, microseconds per request, at ``rps`` for each worker. BenchError when less than that was sent."""
+def together(systems: Sequence[System], request: Request, seconds: int, scratch: Path, rps: float) -> list[float]:
+    """CPU, microseconds per request, of each system with all that is measured of it, at ``rps`` for each worker: all at
+    the same time, so that what disturbs the machine disturbs all. BenchError when less than that was sent."""
+
+    def one(number: int, system: System) -> float:
+        own = scratch / f"together-{number}"
+        own.mkdir(exist_ok=True)
+        meter = Meter(system)
+        total, connections = rps * system.workers, WORKER_CONNECTIONS * system.workers
+        times = latencies_us(system, request, seconds, own, rps=total, connections=connections)
+        meter.stop()
+        if len(times) < MIN_SENT * total * seconds:
+            raise BenchError(
+                f"{system.name}: {len(times) / seconds:,.0f} of {total:,.0f} requests/s: h2load fell behind"
+            )
+        return sum(meter.used_s.values()) / len(times) * 1e6
+
     os.sync()
-    meter = Meter(system)
-    total, connections = rps * system.workers, WORKER_CONNECTIONS * system.workers
-    times = latencies_us(system, request, seconds, scratch, rps=total, connections=connections)
-    meter.stop()
-    if len(times) < MIN_SENT * total * seconds:
-        raise BenchError(f"{system.name}: {len(times) / seconds:,.0f} of {total:,.0f} requests/s: h2load fell behind")
-    return sum(meter.used_s.values()) / len(times) * 1e6
+    with ThreadPoolExecutor(len(systems)) as pool:
+        return list(pool.map(one, range(len(systems)), systems))
 
 
 def parse_h2load(log: str, name: str) -> list[int]:

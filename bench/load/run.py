@@ -90,23 +90,21 @@ class Run:
             self._note(name, p50_us=measure.quantile(times, 0.5), p99_us=measure.quantile(times, 0.99))
 
     def _evenly(self, running: Sequence[System], rounds: int) -> None:
-        """Several workers beside one: every worker has the same load, and all may use the same cores. At full speed a
-        worker that is not the limit has fewer requests in a turn of its loop, and pays for more turns."""
-        rates: dict[str, float] = {}  # of each worker
+        """Several workers beside one, at the same time: every worker has the same load, and all may use the same cores.
+        At full speed a worker that is not the limit has fewer requests in a turn of its loop, and pays for more turns.
+        """
         for system in running:
-            one = one_of(system.name)
-            if one != system.name and one in self.figures and system.workers <= system.cores:
-                rates[one] = rates[system.name] = EVEN_SHARE * median(self.figures[one]["rps"])
-        pairs = [system for system in running if system.name in rates]
-        for system in pairs:
-            processes.allow(system.measured[system.name], {0, 1})
-
-        def measured(system: System) -> None:
-            cpu_us = measure.even_load(system, self._request, self._seconds, self.scratch, rates[system.name])
-            self._note(system.name, even_cpu_us=cpu_us)
-
-        if pairs:
-            interleaved(pairs, rounds, measured)
+            alone = next((one for one in running if one.name == one_of(system.name) != system.name), None)
+            if alone is None or system.workers > system.cores:
+                continue
+            pair = (alone, system)
+            for each in pair:
+                processes.allow(each.measured[each.name], {0, 1})
+            rps = EVEN_SHARE * median(self.figures[alone.name]["rps"])
+            for _ in range(rounds):
+                spent = measure.together(pair, self._request, self._seconds, self.scratch, rps)
+                for each, cpu_us in zip(pair, spent, strict=True):
+                    self._note(each.name, even_cpu_us=cpu_us)
 
     def _one_connection(self, system: System) -> None:
         times = measure.latencies_us(system, self._request, self._seconds, self.scratch, connections=1)
@@ -122,7 +120,7 @@ class Run:
             self._note(name, frame_p50_us=got.p50_us, frame_p99_us=got.p99_us, **cost)
 
 
-EVEN_SHARE = 0.3  # of what one worker can do: two of them leave room for the generator beside them
+EVEN_SHARE = 0.15  # of what one worker can do: three of them leave room for the generators beside them
 MAX_TOOL_BUSY = 0.45  # of the core that reader and server of paced streams share
 
 

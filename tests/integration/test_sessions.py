@@ -32,12 +32,16 @@ class Quotes:
         real = shutil.which("tpm2_quote")
         assert real
         self.directory.mkdir()
-        script = self.directory / "tpm2_quote"
-        log = self.directory / "log"
+        script, log, delay = (self.directory / name for name in ("tpm2_quote", "log", "delay"))
         log.touch()
-        script.write_text(f'#!/bin/sh\nsleep {self.delay_s}\n"{real}" "$@" || exit $?\ndate +%s.%N >> "{log}"\n')
+        self.take(self.delay_s)
+        script.write_text(f'#!/bin/sh\nsleep "$(cat {delay})"\n"{real}" "$@" || exit $?\ndate +%s.%N >> "{log}"\n')
         script.chmod(0o755)
         return {"PATH": f"{self.directory}:{os.environ['PATH']}"}
+
+    def take(self, delay_s: float) -> None:
+        """From the next quote on."""
+        (self.directory / "delay").write_text(f"{delay_s}\n")
 
     @property
     def made(self) -> list[float]:

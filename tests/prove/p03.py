@@ -15,12 +15,13 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
+from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.load import measure, systems
-from bench.load.run import body, interleaved
+from bench.load.run import body
 from cube_mesh.demo.backend import Script, ScriptedBackend
 from tests.integration.test_sessions import Quotes
 from tests.prove.p01 import with_mesh
@@ -33,6 +34,7 @@ from tests.support.node import Node
 
 CPU_RATIO, FRAME_RATIO, ADDED_RATIO = 2.0, 1.5, 2.0
 SCALES, SAME_CPU, ATTACH_RATIO = 1.8, 1.05, 1.5
+QUOTES_RPS = 2500.0
 BACK_S = 2.0
 TRIES = 3
 Json = dict[str, Any]
@@ -110,7 +112,7 @@ def alone(full: bool, scratch: Path) -> Held:
 
 def scaling(full: bool, scratch: Path) -> Held:
     """Two workers; where the gateway is not the limit, CPU per request tells, at the same load for every worker."""
-    rounds = ("--rounds", "15", "--seconds", "3") if full else _rounds(full)  # 5 % is not much
+    rounds = ("--rounds", "9", "--seconds", "3") if full else _rounds(full)
     found, command = _counted(scratch, "load", full, *rounds, "--workers", "1", "2", "--no-latency")
     times: Json = next(iter(found.get("scaling", {}).values()), {})
     limit = times.get("gateway_was_the_limit", False)
@@ -135,48 +137,46 @@ def sessions(full: bool, scratch: Path) -> Held:
 
 
 def quotes(full: bool, scratch: Path) -> Held:
-    """Quotes that take a second more, a renewal every 8 s: CPU per request of both nodes, beside a pair without."""
-    rounds, seconds = (9, 4) if full else (1, 1)
+    """Quotes that take a second more, a renewal every 8 s: CPU per request of both nodes, beside a pair without, at the
+    same time and rate. The two take turns: what one pair costs more by itself is in both halves of a ratio.
+    """
+    turns, seconds = (20, 8) if full else (2, 1)
     request_file = scratch / "body.json"
     request_file.write_bytes(body(False))
 
-    def pair(stack: ExitStack, mesh: Mesh, name: str, delay_s: float, backend: str) -> systems.System:
-        directory = scratch / name.replace(" ", "-")
+    def pair(stack: ExitStack, mesh: Mesh, made: Quotes, backend: str) -> systems.System:
+        directory = made.directory.parent
         directory.mkdir()
         config = mesh.agent_config(backend, workers=2)
         config["attestation"] |= {"interval_s": 10.0}
-        environ = Quotes(directory / "quotes", delay_s).environ()
-        agent = stack.enter_context(Node("agent", config, directory / "agent", environ=environ).wait_ready())
+        agent = stack.enter_context(Node("agent", config, directory / "agent", environ=made.environ()).wait_ready())
         proxy = stack.enter_context(mesh.proxy(directory / "proxy", agent.port, workers=2))
-        return systems.System(name, proxy.url, {"proxy": proxy.pid, "agent": agent.pid}, {})
+        return systems.System(directory.name, proxy.url, {"proxy": proxy.pid, "agent": agent.pid}, {})
 
     def measured(mesh: Mesh) -> Held:
         red = mesh.tenants[0]
         request = measure.Request(request_file, bearer(red.key)["authorization"], f"/{red.domain}/v1/chat/completions")
-        spent: dict[str, list[float]] = {}
-
-        def one(system: systems.System) -> None:
-            spent.setdefault(system.name, []).append(sum(measure.full_speed(system, request, seconds).cpu_us.values()))
-
+        both = [Quotes(scratch / name / "quotes", 0) for name in ("one", "other")]
+        slow_us, usual_us = [], []
         with ExitStack() as stack:
             backend = f"http://127.0.0.1:{stack.enter_context(systems.upstream(scratch))}"
-            pairs = {"at once": 0.0, "a second": 1.0, "at once again": 0.0}
-            running = [pair(stack, mesh, name, delay_s, backend) for name, delay_s in pairs.items()]
+            running = [pair(stack, mesh, made, backend) for made in both]
             for system in running:
                 measure.full_speed(system, request, 1)
-            interleaved(running, rounds, one)
-            made = {name: len(Quotes(scratch / name.replace(" ", "-") / "quotes", 0).made) for name in pairs}
-        middle = {name: round(median(values), 1) for name, values in spent.items()}
-        ratio, noise = (middle[name] / middle["at once"] for name in ("a second", "at once again"))
-        figures = {
-            "cpu_us": middle,
-            "ratio": round(ratio, 3),
-            "noise": round(noise, 3),
-            "quotes": made,
-            "rounds": spent,
-        }
-        met = ratio <= max(SAME_CPU, 1 + 2 * abs(noise - 1))
-        return Held(met or not full, {**figures, "rounds": spent}, "python -m tests.prove 03 --only quotes")
+            for turn in range(turns):
+                slow = turn % 2
+                both[slow].take(1.0)
+                both[1 - slow].take(0.0)
+                spent = measure.together(running, request, seconds, scratch, QUOTES_RPS)
+                slow_us.append(spent[slow])
+                usual_us.append(spent[1 - slow])
+            made = {made.directory.parent.name: len(made.made) for made in both}
+        turn_by_turn = [slow / usual for slow, usual in zip(slow_us, usual_us, strict=True)]
+        ratios = [sqrt(one * other) for one, other in zip(turn_by_turn[::2], turn_by_turn[1::2], strict=True)]
+        figures = {"ratio": round(median(ratios), 3), "least": round(min(ratios), 3), "most": round(max(ratios), 3)}
+        figures |= {"slow_us": round(median(slow_us), 1), "usual_us": round(median(usual_us), 1), "quotes": made}
+        met = median(ratios) <= SAME_CPU
+        return Held(met or not full, {**figures, "ratios": ratios}, "python -m tests.prove 03 --only quotes")
 
     return with_mesh(scratch, measured)
 
