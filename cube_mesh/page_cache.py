@@ -49,10 +49,11 @@ class DropBehind:
 
     def look(self) -> None:
         """Start writing what is dirty, drop what is not, of each file that has grown by a MiB within the last looks."""
-        if self._log_fd >= 0 and self._is_due(None, os.fstat(self._log_fd).st_size):
-            _drop(self._log_fd)
-        if self._trail is not None:
-            with suppress(OSError):  # a file was moved away meanwhile, or cannot be read: its writer will say so
+        with suppress(OSError):  # what cannot be dropped stays
+            if self._log_fd >= 0 and self._is_due(None, os.fstat(self._log_fd).st_size):
+                _drop(self._log_fd)
+        with suppress(OSError):  # a file was moved away meanwhile, or cannot be read: its writer will say so
+            if self._trail is not None:
                 self._look_at(self._trail)
 
     def _look_at(self, trail: Path) -> None:
