@@ -59,16 +59,13 @@ class AgentRole:
         listen = self._parts.settings.listen
         socket = self._parts.place.listener or bind(listen.host, listen.port, listen.backlog)
         await self._keeper.start()
-        self._parts.health.checks["leaf"] = self._leaf_missing
+        self._parts.health.checks["keeper"] = lambda: self._keeper.not_ready
         admission = self._parts.admission
         self._server = PlainAcceptor(socket, self._front, self._parts.place.turns(lambda: admission.connections))
         self._server.start()
 
     def reload(self) -> None:
         """An agent makes its leaf itself: there is nothing to read again."""
-
-    def _leaf_missing(self) -> str:
-        return "" if self._keeper.has_leaf else "this node has no valid leaf"
 
     @property
     def opening(self) -> int:

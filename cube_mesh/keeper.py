@@ -132,8 +132,13 @@ class Keeper:
 
     @property
     def has_leaf(self) -> bool:
-        """Whether ``leaf`` would give one: a node's readiness."""
+        """Whether ``leaf`` would give one."""
         return self._leaf is not None and self._leaf.not_after > self._clock()
+
+    @property
+    def not_ready(self) -> str:
+        """Why this node can take no attested connection; "" when it can."""
+        return "" if self.has_leaf else "this node has no valid leaf"
 
     async def renew_leaf(self) -> None:
         """A new key, a passport for it, and a leaf that carries it. The old leaf stays until this has worked."""

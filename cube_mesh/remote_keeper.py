@@ -123,6 +123,13 @@ class RemoteKeeper:
         return self._leaf is not None and self._leaf.not_after > time.time()
 
     @property
+    def not_ready(self) -> str:
+        """See ``Keeper.not_ready``. A leaf alone does not do: sessions and evidence are the keeper's."""
+        if not self.connected:
+            return "no keeper"
+        return "" if self.has_leaf else "this node has no valid leaf"
+
+    @property
     def leaf(self) -> Leaf:
         if self._leaf is None or not self.has_leaf:
             raise Refusal("evidence_unavailable", "this node has no valid leaf")

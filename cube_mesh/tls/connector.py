@@ -324,23 +324,27 @@ _RETRYABLE = {"eof", "timeout", "handshake", "evidence_unavailable", "keeper"}
 _OUTDATED = {"session_unknown", "session_leaf", "session_expired"}  # what a newer session mends
 
 
+def _cause(event: GateEvent) -> str:
+    """The reason of the end that refused: found out here, or said by the agent."""
+    return event.detail if event.reason == "refused" else event.reason
+
+
 def _is_outdated(event: GateEvent) -> bool:
-    """Whether the attempt failed for the session's age: found out here, or said by the agent."""
-    return event.reason in _OUTDATED or (event.reason == "refused" and event.detail in _OUTDATED)
+    return _cause(event) in _OUTDATED
 
 
 def _raise_refused(event: GateEvent, target: SpiffeId) -> NoReturn:
     detail = f"{target}: {event.reason} in phase {event.phase} after {event.duration_ms:.0f} ms: {event.detail}"
-    raise _refused(event.reason, detail)
+    raise _refused(event.reason, detail, _cause(event))
 
 
-def _refused(reason: str, detail: str) -> DependencyError:
+def _refused(reason: str, detail: str, cause: str = "") -> DependencyError:
     return DependencyError(
         f"atls_{reason}",
         "The upstream could not be verified.",
         detail=detail,
         status=504 if reason == "timeout" else 503,
-        retryable=reason in _RETRYABLE,
+        retryable=(cause or reason) in _RETRYABLE,
     )
 
 

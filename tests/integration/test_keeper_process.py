@@ -77,11 +77,13 @@ async def test_a_worker_has_a_leaf_and_after_kill_9_the_next_keepers(settings: S
         while worker.connected:
             await asyncio.sleep(0.02)
     assert worker.leaf == first, "what it has it may go on with"
+    assert worker.not_ready == "no keeper", "and what is new it has to refuse"
     spawned.start()
     await until_connected(worker)
     async with asyncio.timeout(5):
         while worker.leaf == first:
             await asyncio.sleep(0.02)
+    assert worker.not_ready == ""
     await worker.close()
 
 

@@ -145,6 +145,17 @@ async def test_without_the_keeper_what_stands_goes_on_and_what_needs_it_is_refus
         await echo(dials[0])
 
 
+async def test_an_agent_without_its_keeper_refuses_for_now(mesh: Mesh) -> None:
+    async with sides(mesh) as (agent, _, dials):
+        await echo(dials[0])
+        await agent.server.close()
+        await asyncio.sleep(0.05)
+        assert [worker.not_ready for worker in agent.workers] == ["no keeper"] * len(agent.workers)
+        with pytest.raises(DependencyError, match="refused in phase attach.*: keeper") as caught:
+            await dials[0].connect(Recorder)
+        assert (caught.value.code, caught.value.retryable) == ("atls_refused", True)
+
+
 async def test_a_workers_further_policy_is_asked_of_the_keeper(mesh: Mesh) -> None:
     """The evidence stays with the keeper: workers name the session and the policy, and get a verdict."""
     async with sides(mesh) as (_, proxy, dials):
