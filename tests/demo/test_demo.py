@@ -126,15 +126,19 @@ def test_keep_runs_until_it_is_told_to_stop_and_leaves_nothing(
             [sys.executable, "-m", "cube_mesh", "demo", "--keep", "--dir", str(tmp_path / "demo")],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=os.environ | {"PATH": without_tpm},
         )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while "keeps running" not in output.read_text() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    ports = [int(port) for port in re.findall(r"on port (\d+)", output.read_text())]
-    assert len(ports) == 2 and process.poll() is None, output.read_text()
-    for port in ports:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    process.send_signal(number)
-    assert process.wait(20) == 0
+    try:
+        deadline = time.monotonic() + 30
+        while "keeps running" not in output.read_text() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        ports = [int(port) for port in re.findall(r"on port (\d+)", output.read_text())]
+        assert len(ports) == 2 and process.poll() is None, output.read_text()
+        for port in ports:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        process.send_signal(number)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), 1)
